@@ -1,0 +1,1 @@
+"""Evaluators, probes and sweeps."""

@@ -1,0 +1,1 @@
+"""Blocks that many papers share, each written once."""

@@ -1,0 +1,1 @@
+"""Objectives that many papers share; networks come in as constructor arguments."""

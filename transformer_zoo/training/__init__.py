@@ -1,0 +1,1 @@
+"""The loop and what it stands on: step, state, optimizer, sharding, checkpoints, reporting."""
