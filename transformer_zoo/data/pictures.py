@@ -1,0 +1,18 @@
+"""Arrays to pictures that a person can look at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def to_uint8(images: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """Floats [..., height, width, 1 or 3] between `low` and `high` to uint8 [..., height, width, 3]."""
+    pixels = np.clip((np.asarray(images, np.float32) - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).copy() if pixels.shape[-1] == 1 else pixels
+
+
+def side_by_side(views: Sequence[np.ndarray], border: int = 1) -> np.ndarray:
+    """uint8 [count, height, width, 3] each, next to each other with a white border between them."""
+    gap = np.full((*views[0].shape[:2], border, 3), 255, np.uint8)
+    parts = [part for view in views for part in (view, gap)][:-1]
+    return np.concatenate(parts, axis=2)

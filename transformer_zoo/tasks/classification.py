@@ -1,0 +1,91 @@
+"""Classification of images: cross-entropy on labels."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from transformer_zoo import task
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(task.Task):
+    """Softmax or sigmoid cross-entropy.
+
+    Attributes:
+        network: gives (logits [batch, num_classes], aux) of images; has image_size, channels, num_classes, depths.
+        loss_kind: 'softmax', or 'sigmoid' for one binary decision a class (Beyer et al. 2020, arXiv 2006.07159).
+        label_smoothing: share of the target spread evenly over all classes.
+    """
+
+    network: nn.Module
+    loss_kind: str = "softmax"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss_kind not in ("softmax", "sigmoid"):
+            raise ValueError(f"task.loss_kind is {self.loss_kind!r}, but must be 'softmax' or 'sigmoid'")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"task.label_smoothing is {self.label_smoothing}, but must be at least 0 and below 1")
+
+    def spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = (batch_size, *self.network.image_size, self.network.channels)
+        return {
+            "image": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        }
+
+    def init(self, key: Key[Array, ""]) -> task.Variables:
+        images = jnp.zeros(self.spec()["image"].shape)
+        return task.Variables(params={"model": self.network.init(key, images)["params"]})
+
+    def loss(
+        self, variables: task.Variables, batch: task.Batch, ctx: task.Context
+    ) -> tuple[Float[Array, ""], task.Aux]:
+        logits, _ = self.network.apply(
+            {"params": variables.params["model"]}, batch["image"], train=ctx.train, rngs={"dropout": ctx.key}
+        )
+        accuracy = (logits.argmax(axis=-1) == batch["label"]).mean()
+        return self._losses(logits, batch["label"]).mean(), task.Aux(metrics={"accuracy": accuracy})
+
+    def evaluators(self) -> dict[str, task.Evaluator]:
+        return {"": Accuracy(task=self)}
+
+    def features(self, variables: task.Variables, batch: task.Batch, ctx: task.Context) -> dict[str, Array]:
+        _, aux = self.network.apply({"params": variables.params["model"]}, batch["image"])
+        return {"pooled": aux["pooled"], "levels": aux["levels"]}
+
+    def depths(self, params: task.Tree) -> task.Tree:
+        return self.network.depths(params)
+
+    def _losses(self, logits: Float[Array, "batch classes"], labels: Array) -> Float[Array, " batch"]:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
+        if self.loss_kind == "sigmoid":
+            return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+        return optax.softmax_cross_entropy(logits, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy(task.Evaluator):
+    """Share of images whose highest logit is their label's, and the mean loss."""
+
+    task: Classification | None = None
+
+    def compute(self, variables: task.Variables, batch: task.Batch, ctx: task.Context) -> dict[str, Array]:
+        assert self.task is not None
+        logits, _ = self.task.network.apply({"params": variables.params["model"]}, batch["image"])
+        return {
+            "accuracy": logits.argmax(axis=-1) == batch["label"],
+            "loss": self.task._losses(logits, batch["label"]),
+        }
+
+    def update(self, state: dict | None, arrays: task.Tree, batch: task.Batch) -> dict:
+        weight = batch["weight"]
+        sums = {name: (values * weight).sum() for name, values in arrays.items()} | {"count": weight.sum()}
+        return sums if state is None else self.merge(state, sums)
+
+    def result(self, state: dict) -> task.Result:
+        return task.Result({name: float(state[name] / state["count"]) for name in ("accuracy", "loss")})

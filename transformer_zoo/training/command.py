@@ -1,0 +1,59 @@
+"""What the two commands share: flags, clean errors, the compilation cache."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer_zoo.naming import nearest
+from transformer_zoo.training.config import load_config
+from transformer_zoo.training.errors import UserError
+
+
+def default_workdir(spec: str) -> Path:
+    """runs/quickstart for configs/quickstart.py, runs/vit-S16 for configs/vit.py:S16."""
+    file, _, variant = spec.partition(":")
+    return Path("runs") / (Path(file).stem + (f"-{variant}" if variant else ""))
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and the 'a.b=value' overrides given as --config.a.b=value.
+
+    Raises:
+        UserError: a flag that does not exist, with the nearest one that does.
+    """
+    parser.add_argument("--config", required=True, help="path/to/config.py or path/to/config.py:variant")
+    parser.add_argument("--workdir", default="", help="folder of the run (default: runs/NAME-VARIANT)")
+    overrides, rest = [], []
+    for argument in arguments:
+        (overrides if argument.startswith("--config.") else rest).append(argument)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"write {override}=VALUE: an override needs a value")
+    known, others = parser.parse_known_args(rest)
+    if others:
+        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        name = others[0].partition("=")[0]
+        raise UserError(f"no flag {others[0]!r}; did you mean {nearest(name, flags)!r}? Fields are --config.NAME=VALUE")
+    return known, [override.removeprefix("--config.") for override in overrides]
+
+
+def read_config(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
+    """The config that the flags ask for, and the folder of its run."""
+    return load_config(flags.config, overrides), Path(flags.workdir or default_workdir(flags.config))
+
+
+def main(command: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C a quiet 130."""
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the newest checkpoint is kept. Run the same command to resume", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(128 + signal.SIGINT)  # a loader's threads must not hold the terminal

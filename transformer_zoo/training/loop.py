@@ -1,0 +1,217 @@
+"""The one loop. Papers reach it as a `Task`; data as two functions; everything else is the config.
+
+The order within a step is fixed: evaluate the old state; save state, data position, timer and config together; take
+the next batch; step; log the figures of earlier steps, which the devices have finished by then. So nothing waits for
+the host inside a step, and a run killed anywhere resumes as if it had not been.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from transformer_zoo.data.loader import to_device
+from transformer_zoo.data.pipeline import Data
+from transformer_zoo.evaluation.run import Judge, prefixed
+from transformer_zoo.task import Context, Evaluator, Task
+from transformer_zoo.training import checkpoints as store
+from transformer_zoo.training import sharding
+from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.flops import count_flops
+from transformer_zoo.training.optimizer import Optimizer, make_optimizer
+from transformer_zoo.training.reporting import Reporter, truncate_metrics
+from transformer_zoo.training.start import start_state
+from transformer_zoo.training.state import TrainState, abstract_state, abstract_variables
+from transformer_zoo.training.step import host_metrics, make_step
+from transformer_zoo.training.tree import combine, partition
+from transformer_zoo.training.workdir import claimed, stop_on_signal
+
+
+class Stopped(SystemExit):
+    """Raised with code 0 after SIGTERM, once the state is saved."""
+
+
+def train(
+    config: Any, task: Task, evaluators: Mapping[str, Evaluator], data: Data, workdir: Path, title: str = ""
+) -> dict[str, float]:
+    """Trains `task` to `config.total_steps`, from the newest intact checkpoint in `workdir` where there is one.
+
+    Returns:
+        The figures of the last evaluation.
+
+    Raises:
+        UserError: what the user can mend: a config that does not fit, another run's workdir, a full disk, a loss that
+            is not finite.
+        Stopped: after SIGTERM.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    accumulate = config.get("accumulate_steps", 1)
+    sharding.check_batch_size(mesh, config.batch_size, accumulate)
+    players = {name: config.optimizer[name] if name in config.optimizer else config.optimizer for name in task.players}
+    optimizers = make_optimizers(task, players, config.total_steps)
+    ema_decay = config.ema.decay if "ema" in config else 0.0
+    with claimed(workdir, config), stop_on_signal() as stop, jax.set_mesh(mesh):
+        abstract = abstract_state(task, optimizers, ema_decay > 0, mesh)
+        sharding.check_sharded(abstract.params, jax.tree.map(lambda leaf: leaf.sharding, abstract.params), mesh)
+        checkpoints = store.Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.get("best", ""))
+        state, meta = start_state(config, task, optimizers, abstract, checkpoints)
+        first = int(state.step)
+        step_function = make_step(
+            task,
+            optimizers,
+            seed=config.seed,
+            every={name: players[name].get("every", 1) for name in task.players},
+            accumulate_steps=accumulate,
+            ema_decay=ema_decay,
+        )
+        compiled = jax.jit(
+            step_function,
+            static_argnums=2,
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+        )
+        truncate_metrics(workdir, first)
+        reporter = Reporter(
+            workdir,
+            total_steps=config.total_steps,
+            batch_size=config.batch_size,
+            first_step=first,
+            flops_per_step=count_step_flops(step_function, task, abstract, config.batch_size),
+            train_seconds=meta.get("train_seconds", 0.0),
+            primary=jax.process_index() == 0,
+            title=title,
+        )
+        judge = Judge({**task.evaluators(), **evaluators})
+        batch_sharding = sharding.batch_sharding(mesh)
+        batches = device_batches(data, first, batch_sharding) if first < config.total_steps else iter(())
+        figures = dict(meta.get("metrics", {}))
+        pending: list[tuple[int, Any]] = []
+        try:
+            for step in range(first, config.total_steps + 1):
+                if step > first or step == 0:
+                    for name in judge.due(step, config.total_steps, config.eval.every_steps):
+                        with reporter.pause():
+                            raise_if_not_finite(pending, config, checkpoints)
+                            ctx = Context(jax.random.key(config.seed), state.step, state.ema, train=False)
+                            variables = evaluation_variables(state, optimizers)
+                            split, result = judge.run(name, variables, ctx, data.evaluate, lambda _: batch_sharding)
+                            found = prefixed(name, split, result.metrics)
+                            reporter.log_evaluation(step, split, strip_split(found, split))
+                            reporter.write_result(step, name or "evaluation", result)
+                            figures |= found
+                ends = step == config.total_steps or stop.requested
+                if step > first and (ends or step % config.checkpoint.every_steps == 0):
+                    with reporter.pause():
+                        raise_if_not_finite(pending, config, checkpoints)
+                        meta |= {"step": step, "batches": step, "train_seconds": reporter.train_seconds, "metrics": figures}
+                        checkpoints.save(step, state.replace(frozen={}), meta)
+                if ends:
+                    break
+                batch = next(batches)
+                state, metrics = compiled(state, batch, task.phase(step))
+                pending.append((step + 1, metrics))
+                reporter.advance(step + 1)
+                if (step + 1) % config.log.every_steps == 0 or step == first:
+                    log_pending(pending, reporter, config, checkpoints, leave=1)
+            log_pending(pending, reporter, config, checkpoints, leave=0)
+            checkpoints.wait()
+        finally:
+            close_quietly(checkpoints)
+            reporter.finish()
+        if stop.requested and step < config.total_steps:
+            print(f"stopped by a signal at step {step}; saved. Run the same command to resume", flush=True)
+            raise Stopped(0)
+    return figures
+
+
+def make_optimizers(task: Task, configs: Mapping[str, Any], total_steps: int) -> dict[str, Optimizer]:
+    """One optimizer a player, from its table in the config."""
+    params = abstract_variables(task).params
+    made = {}
+    for player in task.players:
+        depths = task.depths(params[player]) if configs[player].get("layer_decay", 1.0) != 1.0 else None
+        made[player] = make_optimizer(configs[player], params[player], total_steps=total_steps, depths=depths)
+    return made
+
+
+def evaluation_variables(state: TrainState, optimizers: Mapping[str, Optimizer]) -> Any:
+    """What is judged: the averaged parameters where the run keeps them, else the optimizer's evaluation parameters."""
+    if state.ema is not None:
+        return state.variables.replace(params=state.ema)
+    params = {}
+    for player, tree in state.params.items():
+        trainable, rest = partition(tree, optimizers[player].trainable)
+        params[player] = combine(optimizers[player].evaluation_params(state.optimizer[player], trainable), rest)
+    return state.variables.replace(params=params)
+
+
+def device_batches(data: Data, start: int, placed: Any) -> Iterator[Any]:
+    """Training batches on the devices, from batch number `start` on."""
+    for _, batch in to_device(data.train(start), lambda _: placed):
+        yield batch
+
+
+def count_step_flops(step_function: Any, task: Task, abstract: TrainState, batch_size: int) -> float | None:
+    """Matrix and convolution FLOPs of one step, scanned blocks multiplied out; None where a loop's length is unknown."""
+    spec = task.spec(batch_size)
+    try:
+        counted = count_flops(lambda state, batch: step_function(state, batch, task.phase(0)), abstract, spec)
+    except (TypeError, KeyError) as error:  # a mixture's spec holds all members, of which a batch is one
+        logging.info("FLOPs are not counted: %s", error)
+        return None
+    return None if counted.unknown_loops else float(counted.total)
+
+
+def log_pending(pending: list, reporter: Reporter, config: Any, checkpoints: store.Checkpoints, leave: int) -> None:
+    """Logs the mean figures of all steps but the last `leave`, which the devices may still be busy with."""
+    done, pending[:] = pending[: len(pending) - leave], pending[len(pending) - leave :]
+    if not done:
+        return
+    fetched = raise_if_not_finite(done, config, checkpoints)
+    sums: dict[str, list[float]] = {}
+    for metrics in fetched:
+        for name, value in host_metrics(metrics).items():
+            sums.setdefault(name, []).append(value)
+    reporter.log_training(done[-1][0], {name: float(np.mean(values)) for name, values in sums.items()})
+
+
+def raise_if_not_finite(pending: list, config: Any, checkpoints: store.Checkpoints) -> list[dict[str, Any]]:
+    """Host figures of the pending steps; stops (or, where config.nan is 'skip', warns) if an update was not finite."""
+    fetched = jax.device_get([metrics for _, metrics in pending])
+    for (step, _), metrics in zip(pending, fetched):
+        bad = [name for name, value in metrics.items() if name.endswith("finite") and not value]
+        if not bad:
+            continue
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in host_metrics(metrics).items() if "loss" in k or "norm" in k)
+        if config.get("nan", "stop") == "skip":
+            logging.warning("step %d was skipped: not finite (%s)", step, shown)
+            print(f"step {step} was skipped: not finite ({shown})", flush=True)
+            continue
+        close_quietly(checkpoints)
+        saved = checkpoints.steps()
+        last = f"the last good checkpoint is step {saved[-1]} in {checkpoints.folder}" if saved else "nothing was saved"
+        raise UserError(
+            f"not finite at step {step}: {shown}; {last}. Lower optimizer.learning_rate or set optimizer.clip_norm; "
+            "config.nan='skip' leaves such steps out"
+        )
+    if config.get("nan", "stop") == "skip":
+        return [
+            {name: value for name, value in metrics.items() if math.isfinite(float(value))} for metrics in fetched
+        ]
+    return fetched
+
+
+def strip_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:
+    """Metric names without their split."""
+    return {name.removeprefix(f"{split}/"): value for name, value in metrics.items()}
+
+
+def close_quietly(checkpoints: store.Checkpoints) -> None:
+    """Finishes what is being written; an error there must not hide the one that is already on its way."""
+    with contextlib.suppress(Exception):
+        checkpoints.close()

@@ -1,0 +1,100 @@
+"""From a config to the objects that the loop takes."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from transformer_zoo import naming
+from transformer_zoo.data.pipeline import Data, open_data
+from transformer_zoo.task import Evaluator, Task
+from transformer_zoo.zoo.index import paper, papers
+
+TASKS = {
+    "classification": "transformer_zoo.tasks.classification:Classification",
+    "masked_pixels": "transformer_zoo.tasks.masked_pixels:MaskedPixels",
+}
+EVALUATORS = {
+    "linear_probe": "transformer_zoo.evaluation.probes:LinearProbe",
+    "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a config stands for."""
+
+    task: Task
+    evaluators: dict[str, Evaluator]
+    data: Data
+
+
+def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
+    """Task, further evaluators and data of a config.
+
+    Args:
+        config: a checked config.
+        required: configs of the runs that `config.requires` names, by name; where the task has a field of such a
+            name, it gets that run's network.
+
+    Raises:
+        ValueError: a name or a value that does not fit, with the field and the nearest valid one.
+    """
+    task = build_task(config, required)
+    evaluators = {}
+    for name, options in config.get("evaluators", {}).items():
+        options = dict(options)
+        kind = options.pop("name", "")
+        if kind not in EVALUATORS:
+            raise naming.unknown(f"evaluators.{name}.name", kind, EVALUATORS)
+        evaluators[name] = naming.construct(
+            naming.load(EVALUATORS[kind]), options, f"evaluators.{name}", {"task": task}
+        )
+    data = open_data(
+        config.data,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval.get("batch_size", 0) or config.batch_size,
+        seed=config.seed,
+    )
+    return Built(task, evaluators, data)
+
+
+def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
+    """The task alone: what can be initialised, counted and planned without data."""
+    dtype = compute_dtype(config.dtype)
+    networks = {"network": config.model} if "name" in config.model else dict(config.model)
+    given = {field: build_network(options, dtype, f"model.{field}") for field, options in networks.items()}
+    options = dict(config.task)
+    kind = options.pop("name", "")
+    known = TASKS | {name: path for entry in papers().values() for name, path in entry.get("tasks", {}).items()}
+    if kind not in known:
+        raise naming.unknown("task.name", kind, known)
+    task_class = naming.load(known[kind])
+    fields = {field.name for field in dataclasses.fields(task_class)}
+    for name, other in (required or {}).items():
+        if name in fields:
+            given[name] = build_network(other.model, dtype, f"requires.{name}")
+    return naming.construct(task_class, options, "task", given)
+
+
+def build_network(options: Mapping[str, Any], dtype: str, where: str = "model") -> Any:
+    """One network from its group in the config."""
+    options = dict(options)
+    name = options.pop("name")
+    network = naming.load(paper(name)["network"])
+    return naming.construct(network, options, where.removesuffix(".network"), {"dtype": dtype})
+
+
+def compute_dtype(name: str) -> str:
+    """The dtype of computation: 'auto' is bfloat16 on accelerators and float32 on a CPU.
+
+    Raises:
+        ValueError: no floating dtype of that name.
+    """
+    known = ("float32", "bfloat16", "float16")
+    if name == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in known:
+        raise naming.unknown("dtype", name, ("auto", *known))
+    return name

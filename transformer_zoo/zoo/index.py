@@ -1,0 +1,66 @@
+"""The index: one TOML file a paper in `papers/`, read without importing any model.
+
+A file holds the paper's names (`key`, `title`, `arxiv`, `family`, `status`, ...), where its network stands (`network`,
+'package.module:Class'), its own tasks if it has any, and a table of published sizes: the network's arguments beside the
+published figures and those that `python -m transformer_zoo.zoo --recount` computes.
+"""
+
+import functools
+import tomllib
+from importlib import resources
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from transformer_zoo import naming
+
+
+@functools.cache
+def papers() -> dict[str, dict[str, Any]]:
+    """Every paper's file as a dict, by key, in alphabetical order."""
+    found = {}
+    for file in sorted(resources.files("transformer_zoo.zoo").joinpath("papers").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".toml"):
+            entry = tomllib.loads(file.read_text())
+            found[entry["key"]] = entry
+    return found
+
+
+def paper(key: str) -> dict[str, Any]:
+    """One paper's entry; raises ValueError naming the nearest key."""
+    if key not in papers():
+        raise naming.unknown("paper", key, papers())
+    return papers()[key]
+
+
+def sizes(key: str) -> dict[str, dict[str, Any]]:
+    """The published sizes of a paper's network, by variant."""
+    return paper(key)["sizes"]
+
+
+def arguments(key: str, size: str) -> dict[str, Any]:
+    """The network's arguments at one size; raises ValueError naming the nearest size."""
+    if size not in sizes(key):
+        raise naming.unknown(f"size of {key!r}:", size, sizes(key))
+    return dict(sizes(key)[size]["arguments"])
+
+
+def model_config(key: str, size: str = "", **options: Any) -> ConfigDict:
+    """`config.model` for a paper's network: its name, the arguments of `size`, and `options` over them."""
+    paper(key)
+    values = (arguments(key, size) if size else {}) | options
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return ConfigDict({"name": key} | values)
+
+
+def create(key: str, size: str = "", **options: Any) -> Any:
+    """A paper's network as a linen module, at a published size, with any of its fields changed by name.
+
+    >>> create("vit", "S16", num_classes=10).width
+    384
+
+    Raises:
+        ValueError: an unknown paper, size or field (the nearest is named), or a value of the wrong type.
+    """
+    values = (arguments(key, size) if size else {}) | options
+    return naming.construct(naming.load(paper(key)["network"]), values, f"{key}")
