@@ -8,7 +8,13 @@ import numpy as np
 from transformer_zoo import naming
 
 SOURCES = {"digits": "transformer_zoo.data.digits:Digits"}
-STREAMS = {"shuffle": 0, "train": 1, "val": 2, "test": 3, "mixture": 4}  # random streams; part of the format, append only
+STREAMS = {
+    "shuffle": 0,
+    "train": 1,
+    "val": 2,
+    "test": 3,
+    "mixture": 4,
+}  # random streams; part of the format, append only
 
 
 class Source(Protocol):

@@ -95,9 +95,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             query = layer_norm(dtype=self.dtype, name="q_norm")(query)
             key = layer_norm(dtype=self.dtype, name="k_norm")(key)
-        y = attend(
-            query, key, value, bias=bias, mask=mask, scale=self.scale, implementation=self.implementation
-        )
+        y = attend(query, key, value, bias=bias, mask=mask, scale=self.scale, implementation=self.implementation)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),

@@ -10,9 +10,7 @@ from jaxtyping import Array, Float
 
 def layer_norm(epsilon: float = 1e-6, dtype: Any = None, name: str | None = None, affine: bool = True) -> nn.LayerNorm:
     """LayerNorm over the last axis with the two-pass variance, which stays equal to torch's for large means."""
-    return nn.LayerNorm(
-        epsilon, dtype=dtype, name=name, use_fast_variance=False, use_bias=affine, use_scale=affine
-    )
+    return nn.LayerNorm(epsilon, dtype=dtype, name=name, use_fast_variance=False, use_bias=affine, use_scale=affine)
 
 
 class LayerScale(nn.Module):
@@ -33,9 +31,7 @@ class DropPath(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch *rest"], rate: Float[Array, ""] | float
-    ) -> Float[Array, "batch *rest"]:
+    def __call__(self, x: Float[Array, "batch *rest"], rate: Float[Array, ""] | float) -> Float[Array, "batch *rest"]:
         if not self.train:
             return x
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))

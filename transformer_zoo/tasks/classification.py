@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from transformer_zoo import task
+from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, Tree, Variables
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(task.Task):
+class Classification(Task):
     """Softmax or sigmoid cross-entropy.
 
     Attributes:
@@ -38,27 +38,25 @@ class Classification(task.Task):
             "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         }
 
-    def init(self, key: Key[Array, ""]) -> task.Variables:
+    def init(self, key: Key[Array, ""]) -> Variables:
         images = jnp.zeros(self.spec()["image"].shape)
-        return task.Variables(params={"model": self.network.init(key, images)["params"]})
+        return Variables(params={"model": self.network.init(key, images)["params"]})
 
-    def loss(
-        self, variables: task.Variables, batch: task.Batch, ctx: task.Context
-    ) -> tuple[Float[Array, ""], task.Aux]:
+    def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
         logits, _ = self.network.apply(
             {"params": variables.params["model"]}, batch["image"], train=ctx.train, rngs={"dropout": ctx.key}
         )
         accuracy = (logits.argmax(axis=-1) == batch["label"]).mean()
-        return self._losses(logits, batch["label"]).mean(), task.Aux(metrics={"accuracy": accuracy})
+        return self._losses(logits, batch["label"]).mean(), Aux(metrics={"accuracy": accuracy})
 
-    def evaluators(self) -> dict[str, task.Evaluator]:
+    def evaluators(self) -> dict[str, Evaluator]:
         return {"": Accuracy(task=self)}
 
-    def features(self, variables: task.Variables, batch: task.Batch, ctx: task.Context) -> dict[str, Array]:
+    def features(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
         _, aux = self.network.apply({"params": variables.params["model"]}, batch["image"])
         return {"pooled": aux["pooled"], "levels": aux["levels"]}
 
-    def depths(self, params: task.Tree) -> task.Tree:
+    def depths(self, params: Tree) -> Tree:
         return self.network.depths(params)
 
     def _losses(self, logits: Float[Array, "batch classes"], labels: Array) -> Float[Array, " batch"]:
@@ -69,12 +67,12 @@ class Classification(task.Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class Accuracy(task.Evaluator):
+class Accuracy(Evaluator):
     """Share of images whose highest logit is their label's, and the mean loss."""
 
     task: Classification | None = None
 
-    def compute(self, variables: task.Variables, batch: task.Batch, ctx: task.Context) -> dict[str, Array]:
+    def compute(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
         assert self.task is not None
         logits, _ = self.task.network.apply({"params": variables.params["model"]}, batch["image"])
         return {
@@ -82,10 +80,10 @@ class Accuracy(task.Evaluator):
             "loss": self.task._losses(logits, batch["label"]),
         }
 
-    def update(self, state: dict | None, arrays: task.Tree, batch: task.Batch) -> dict:
+    def update(self, state: dict | None, arrays: Tree, batch: Batch) -> dict:
         weight = batch["weight"]
         sums = {name: (values * weight).sum() for name, values in arrays.items()} | {"count": weight.sum()}
         return sums if state is None else self.merge(state, sums)
 
-    def result(self, state: dict) -> task.Result:
-        return task.Result({name: float(state[name] / state["count"]) for name in ("accuracy", "loss")})
+    def result(self, state: dict) -> Result:
+        return Result({name: float(state[name] / state["count"]) for name in ("accuracy", "loss")})

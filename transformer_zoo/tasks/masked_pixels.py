@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from transformer_zoo import task
 from transformer_zoo.data.pictures import side_by_side, to_uint8
 from transformer_zoo.layers.patches import patchify, unpatchify
 from transformer_zoo.masking.random import Mask, random_mask
+from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, Tree, Variables
 
 
 def normalise_patches(patches: Float[Array, "batch tokens pixels"]) -> Float[Array, "batch tokens pixels"]:
@@ -26,7 +26,7 @@ def hidden_mean(values: Float[Array, "batch tokens"], mask: Mask) -> Float[Array
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedPixels(task.Task):
+class MaskedPixels(Task):
     """Mean squared error of the hidden patches' pixels.
 
     Attributes:
@@ -52,24 +52,22 @@ class MaskedPixels(task.Task):
         shape = (batch_size, *self.network.image_size, self.network.channels)
         return {"image": jax.ShapeDtypeStruct(shape, jnp.float32)}
 
-    def init(self, key: Key[Array, ""]) -> task.Variables:
+    def init(self, key: Key[Array, ""]) -> Variables:
         images = jnp.zeros(self.spec()["image"].shape)
-        return task.Variables(params={"model": self.network.init(key, images, self._mask(key, images))["params"]})
+        return Variables(params={"model": self.network.init(key, images, self._mask(key, images))["params"]})
 
-    def loss(
-        self, variables: task.Variables, batch: task.Batch, ctx: task.Context
-    ) -> tuple[Float[Array, ""], task.Aux]:
+    def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
         mask_key, dropout_key = jax.random.split(ctx.key)
         mask = self._mask(mask_key, batch["image"])
         prediction, _ = self.network.apply(
             {"params": variables.params["model"]}, batch["image"], mask, train=ctx.train, rngs={"dropout": dropout_key}
         )
-        return hidden_mean(self._errors(prediction, batch["image"]), mask), task.Aux()
+        return hidden_mean(self._errors(prediction, batch["image"]), mask), Aux()
 
-    def evaluators(self) -> dict[str, task.Evaluator]:
+    def evaluators(self) -> dict[str, Evaluator]:
         return {"reconstruction": Reconstruction(task=self)}
 
-    def features(self, variables: task.Variables, batch: task.Batch, ctx: task.Context) -> dict[str, Array]:
+    def features(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
         aux = self.network.apply({"params": variables.params["model"]}, batch["image"], method="encode")
         return {"pooled": aux["tokens"].mean(axis=1), "class_token": aux["encoded"][:, 0], "levels": aux["levels"]}
 
@@ -84,12 +82,12 @@ class MaskedPixels(task.Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction(task.Evaluator):
+class Reconstruction(Evaluator):
     """Loss on held-out images, the loss of guessing the mean of the visible patches, and pictures."""
 
     task: MaskedPixels | None = None
 
-    def compute(self, variables: task.Variables, batch: task.Batch, ctx: task.Context) -> dict[str, Array]:
+    def compute(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
         assert self.task is not None
         network, images = self.task.network, batch["image"]
         mask = self.task._mask(ctx.key, images)
@@ -114,7 +112,7 @@ class Reconstruction(task.Evaluator):
             "pictures": pictures[: self.task.num_pictures],
         }
 
-    def update(self, state: dict | None, arrays: task.Tree, batch: task.Batch) -> dict:
+    def update(self, state: dict | None, arrays: Tree, batch: Batch) -> dict:
         weight = batch["weight"]
         sums = {name: (arrays[name] * weight).sum() for name in ("loss", "baseline")} | {"count": weight.sum()}
         new = sums | {"pictures": arrays["pictures"]}
@@ -125,11 +123,11 @@ class Reconstruction(task.Evaluator):
             "pictures": first["pictures"]
         }
 
-    def result(self, state: dict) -> task.Result:
+    def result(self, state: dict) -> Result:
         views = state["pictures"]  # [count, (masked, reconstructed, original), height, width, channels]
         low, high = float(views[:, 2].min()), float(views[:, 2].max())
         picture = side_by_side([to_uint8(views[:, view], low, high) for view in range(3)])
-        return task.Result(
+        return Result(
             metrics={
                 "loss": float(state["loss"] / state["count"]),
                 "mean_of_visible_loss": float(state["baseline"] / state["count"]),

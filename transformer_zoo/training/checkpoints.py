@@ -239,7 +239,9 @@ def plan_transfer(
             )
         plan[target] = path
     if unused:
-        raise UserError(f"init_from: {unused[0]!r} matches nothing in {source}; it holds e.g. {', '.join([*stored][:5])}")
+        raise UserError(
+            f"init_from: {unused[0]!r} matches nothing in {source}; it holds e.g. {', '.join([*stored][:5])}"
+        )
     missing = [path for path in targets if path.startswith(("params/", "frozen/")) and path not in plan]
     report = f"from {source}: took {len(plan)} arrays, left {len(left)} there"
     if missing:

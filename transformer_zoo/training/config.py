@@ -121,7 +121,7 @@ def _convert(value: Any, old: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"config.{path} is a group with the fields {', '.join(old)}; set one of them")
         return ConfigDict(value)
-    if old is None or isinstance(value, type(old)) and isinstance(value, bool) == isinstance(old, bool):
+    if old is None or (isinstance(value, type(old)) and isinstance(value, bool) == isinstance(old, bool)):
         return value
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

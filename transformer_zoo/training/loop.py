@@ -52,13 +52,15 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     accumulate = config.get("accumulate_steps", 1)
     sharding.check_batch_size(mesh, config.batch_size, accumulate)
-    players = {name: config.optimizer[name] if name in config.optimizer else config.optimizer for name in task.players}
+    players = {name: config.optimizer.get(name, config.optimizer) for name in task.players}
     optimizers = make_optimizers(task, players, config.total_steps)
     ema_decay = config.ema.decay if "ema" in config else 0.0
     with claimed(workdir, config), stop_on_signal() as stop, jax.set_mesh(mesh):
         abstract = abstract_state(task, optimizers, ema_decay > 0, mesh)
         sharding.check_sharded(abstract.params, jax.tree.map(lambda leaf: leaf.sharding, abstract.params), mesh)
-        checkpoints = store.Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.get("best", ""))
+        checkpoints = store.Checkpoints(
+            workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.get("best", "")
+        )
         state, meta = start_state(config, task, optimizers, abstract, checkpoints)
         first = int(state.step)
         step_function = make_step(
@@ -108,7 +110,12 @@ def train(
                 if step > first and (ends or step % config.checkpoint.every_steps == 0):
                     with reporter.pause():
                         raise_if_not_finite(pending, config, checkpoints)
-                        meta |= {"step": step, "batches": step, "train_seconds": reporter.train_seconds, "metrics": figures}
+                        meta |= {
+                            "step": step,
+                            "batches": step,
+                            "train_seconds": reporter.train_seconds,
+                            "metrics": figures,
+                        }
                         checkpoints.save(step, state.replace(frozen={}), meta)
                 if ends:
                     break
@@ -157,7 +164,7 @@ def device_batches(data: Data, start: int, placed: Any) -> Iterator[Any]:
 
 
 def count_step_flops(step_function: Any, task: Task, abstract: TrainState, batch_size: int) -> float | None:
-    """Matrix and convolution FLOPs of one step, scanned blocks multiplied out; None where a loop's length is unknown."""
+    """Matrix and convolution FLOPs of one step, scanned blocks multiplied out; None if a loop's length is unknown."""
     spec = task.spec(batch_size)
     try:
         counted = count_flops(lambda state, batch: step_function(state, batch, task.phase(0)), abstract, spec)
@@ -200,9 +207,7 @@ def raise_if_not_finite(pending: list, config: Any, checkpoints: store.Checkpoin
             "config.nan='skip' leaves such steps out"
         )
     if config.get("nan", "stop") == "skip":
-        return [
-            {name: value for name, value in metrics.items() if math.isfinite(float(value))} for metrics in fetched
-        ]
+        return [{name: value for name, value in metrics.items() if math.isfinite(float(value))} for metrics in fetched]
     return fetched
 
 

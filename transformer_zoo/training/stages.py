@@ -106,7 +106,9 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
         if Checkpoints(folder / "checkpoints").steps()[-1:] != [other.get("total_steps", 0)]:
             if "tiny" not in (variant or "tiny"):
                 command = shlex.join(["python", "train.py", f"--config={spec}", f"--workdir={folder}"])
-                raise UserError(f"this config requires {name!r}, a run of {spec}, which is not there. Train it: {command}")
+                raise UserError(
+                    f"this config requires {name!r}, a run of {spec}, which is not there. Train it: {command}"
+                )
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / ".required").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be training it: wait, then find it finished

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import flax.struct
 import jax
@@ -65,9 +64,7 @@ def abstract_state(task: Task, optimizers: Mapping[str, Optimizer], ema: bool, m
         params=params,
         state=shardings(variables.state, mesh),
         optimizer={
-            p: state_shardings(
-                optimizers[p].transform, trainable[p], partition(params[p], optimizers[p].trainable)[0], whole
-            )
+            p: state_shardings(optimizers[p].transform, trainable[p], partition(params[p], optimizers[p].trainable)[0])
             for p in optimizers
         },
         ema=params if ema else None,
@@ -86,9 +83,7 @@ def abstract_state(task: Task, optimizers: Mapping[str, Optimizer], ema: bool, m
     )
 
 
-def create_state(
-    task: Task, optimizers: Mapping[str, Optimizer], abstract: TrainState, seed: int
-) -> TrainState:
+def create_state(task: Task, optimizers: Mapping[str, Optimizer], abstract: TrainState, seed: int) -> TrainState:
     """A fresh state, every array created already sharded; `frozen` stays abstract."""
 
     def init(key: Array) -> TrainState:

@@ -110,7 +110,9 @@ def make_step(
 
 def host_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Floats of one step: figures of players that were not updated are left out, and so are the flags."""
-    skipped = {name.removesuffix("updated") for name, value in metrics.items() if name.endswith("updated") and not value}
+    skipped = {
+        name.removesuffix("updated") for name, value in metrics.items() if name.endswith("updated") and not value
+    }
     return {
         name: float(value)
         for name, value in metrics.items()

@@ -31,8 +31,9 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.seek(0)
-        raise UserError(f"{workdir} is in use by process {lock.read().strip() or '(unknown)'}; wait or choose another "
-                        "--workdir") from error
+        raise UserError(
+            f"{workdir} is in use by process {lock.read().strip() or '(unknown)'}; wait or choose another --workdir"
+        ) from error
     with lock:
         lock.truncate(0)
         lock.write(str(os.getpid()))

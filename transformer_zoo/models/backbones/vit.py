@@ -116,14 +116,14 @@ class ViT(nn.Module):
         self._check()
         grid = grid_of(images.shape[1:3], self.patch_size)
         patches = PatchEmbed(self.width, self.patch_size, dtype=self.dtype, name="patch_embed")(images)
-        tokens, rope = self._add_positions(patches, grid)
+        tokens, prefix_positions, rope = self._add_positions(patches, grid)
         if train and self.patch_dropout and keep is None:
             mask_key, count = self.make_rng("dropout"), tokens.shape[1]
             keep = random_mask(mask_key, tokens.shape[0], count, 1 - num_kept(count, self.patch_dropout) / count).keep
         if keep is not None:
             tokens = take_tokens(tokens, keep)
             rope = None if rope is None else jax.tree.map(lambda table: table[keep], rope)
-        tokens = self._prepend(tokens)
+        tokens = self._prepend(tokens, prefix_positions)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(tokens)
 
         x, levels = stack(Block, self.depth, remat=self.remat, unroll=self.unroll, broadcast=rope is not None)(
@@ -170,20 +170,19 @@ class ViT(nn.Module):
         if self.pool == "class_token" and not self.class_token:
             raise ValueError("pool 'class_token' needs class_token=True")
 
-    def _add_positions(self, tokens: Array, grid: tuple[int, int]) -> tuple[Array, Any]:
-        """Tokens with positions added, and the rotation tables where positions rotate instead."""
+    def _add_positions(self, tokens: Array, grid: tuple[int, int]) -> tuple[Array, Array | None, Any]:
+        """Patches with positions added, positions of the prefix if it has any, and rotations if those are asked for."""
         if self.positions == "learned":
             prefix = self.num_prefix if self.prefix_positions else 0
             table = LearnedPositions(self.grid, self.width, prefix=prefix, name="positions")(grid)
-            self._prefix_rows = table[:prefix] if prefix else None
-            return tokens + table[prefix:].astype(tokens.dtype), None
-        self._prefix_rows = None
+            return tokens + table[prefix:].astype(tokens.dtype), table[:prefix] if prefix else None, None
         if self.positions.startswith("sincos_2d"):
             order = "big_vision" if self.positions.endswith("big_vision") else "mae"
-            return tokens + sincos_2d(grid, self.width, order=order).astype(tokens.dtype), None
-        return tokens, rope_2d(grid, self.width // self.num_heads) if self.positions == "rope_2d" else None
+            return tokens + sincos_2d(grid, self.width, order=order).astype(tokens.dtype), None, None
+        rope = rope_2d(grid, self.width // self.num_heads) if self.positions == "rope_2d" else None
+        return tokens, None, rope
 
-    def _prepend(self, tokens: Array) -> Array:
+    def _prepend(self, tokens: Array, prefix_positions: Array | None) -> Array:
         """Class token and registers in front of the patches."""
         prefix = []
         if self.class_token:
@@ -193,7 +192,7 @@ class ViT(nn.Module):
         if not prefix:
             return tokens
         rows = jnp.concatenate(prefix)
-        rows = rows if self._prefix_rows is None else rows + self._prefix_rows
+        rows = rows if prefix_positions is None else rows + prefix_positions
         rows = jnp.broadcast_to(rows.astype(tokens.dtype), (tokens.shape[0], *rows.shape))
         return jnp.concatenate([rows, tokens], axis=1)
 

@@ -120,9 +120,9 @@ class Decoder(nn.Module):
     def __call__(
         self, encoded: Float[Array, "batch kept_and_class encoder_width"], mask: Mask, grid: tuple[int, int]
     ) -> tuple[Float[Array, "batch tokens pixels"], dict[str, Array]]:
-        embedded = nn.Dense(
-            self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="embed"
-        )(encoded)
+        embedded = nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="embed")(
+            encoded
+        )
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
         class_token, visible = embedded[:, :1], embedded[:, 1:]
         batch, num_tokens = mask.restore.shape

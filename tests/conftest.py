@@ -1,0 +1,19 @@
+"""Eight host devices in every test process; a test sees one of them unless it is marked `devices(8)`."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+
+jax.config.update("jax_disable_most_optimizations", True)  # tests ask whether numbers are right, not how fast
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True)
+def visible_devices(request, monkeypatch):
+    marker = request.node.get_closest_marker("devices")
+    devices = jax.devices()[: marker.args[0] if marker else 1]
+    monkeypatch.setattr(jax, "devices", lambda *args: devices)
