@@ -7,6 +7,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+Options = Any  # a group of a config: a dict or a ConfigDict, which is no Mapping to isinstance
+
 
 def nearest(name: str, options: Iterable[str]) -> str:
     """The option most like `name`, or 'nothing' where there are none."""
@@ -26,7 +28,7 @@ def load(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def construct(kind: type, options: Mapping[str, Any], where: str, given: Mapping[str, Any] | None = None) -> Any:
+def construct(kind: type, options: Options, where: str, given: Mapping[str, Any] | None = None) -> Any:
     """`kind(**options, **given)` for a dataclass (a linen module is one), with names and plain types checked first.
 
     Args:

@@ -12,9 +12,9 @@ from typing import Any
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-Tree = Any  # a nested dict of arrays
+Tree = Any  # a nested dict of arrays, or of what stands for them: shapes, shardings, tracers
 Batch = Mapping[str, Any]  # field name to array [batch, ...]; a mixture nests one such dict under its dataset's name
 
 
@@ -24,15 +24,15 @@ class Context:
 
     Attributes:
         key: a random key that belongs to this step (and player) alone.
-        step: number of completed steps, traced.
+        step: number of completed steps, a traced int32.
         ema: averaged parameters by player, or None where the config asks for none.
         player: whose loss is asked for; static.
         phase: the task's `phase(step)`; static, a new value compiles once more.
         train: whether dropout, drop path and masking of training apply; static.
     """
 
-    key: Key[Array, ""]
-    step: Int[Array, ""]
+    key: Tree
+    step: Tree
     ema: Tree = None
     player: str = flax.struct.field(pytree_node=False, default="model")
     phase: Hashable = flax.struct.field(pytree_node=False, default=None)
@@ -148,8 +148,8 @@ class Task(abc.ABC):
 
     def features(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
         """Named representations [batch, ..., width] for probes: 'pooled' and, where there are levels, 'levels'."""
-        raise TypeError(f"{type(self).__name__} offers no features, so no probe can be run on it")
+        raise ValueError(f"{type(self).__name__} offers no features, so no probe can be run on it")
 
     def depths(self, params: Tree) -> Tree:
         """Layer number of every parameter for layer-wise decay; for stacked leaves an array over the first axis."""
-        raise TypeError(f"{type(self).__name__} gives its parameters no depth, so layer_decay must stay 1")
+        raise ValueError(f"{type(self).__name__} gives its parameters no depth, so layer_decay must stay 1")

@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.training import toys
@@ -15,6 +16,7 @@ from transformer_zoo.training import checkpoints as store
 from transformer_zoo.training import loop
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.reporting import read_metrics
+from transformer_zoo.training.sharding import path_of
 
 
 def train(task, workdir, data=None, **fields):
@@ -22,17 +24,14 @@ def train(task, workdir, data=None, **fields):
 
 
 def arrays(workdir, step=8):
-    """Every stored array of a checkpoint, by path."""
-    path = store.Checkpoints(workdir / "checkpoints").path(step)
-    tree = {}
-    for name, leaf in store.stored_shapes(path).items():
-        node = tree
-        *parents, last = name.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    restored = store.restore(path, tree)
-    return {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(restored)}
+    """Every stored array of a checkpoint, by path, read as it lies on disk."""
+    path = store.Checkpoints(workdir / "checkpoints").path(step) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restore_args = jax.tree.map(
+            lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(path).item_metadata.tree
+        )
+        tree = checkpointer.restore(path, restore_args=restore_args)
+    return {path_of(keys): np.asarray(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def training_lines(workdir):
@@ -46,7 +45,7 @@ def test_training_lowers_the_held_out_error(tmp_path):
 
 
 def test_players_update_in_order_each_on_its_own_every(tmp_path):
-    sgd = {"name": "sgd", "learning_rate": 1.0, "schedule": "constant"}
+    sgd = {"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "momentum": 0.0}
     config = {"model": sgd | {"learning_rate": 0.1}, "follower": sgd | {"every": 3}}
     train(toys.Players(), tmp_path, total_steps=7, optimizer=config, checkpoint={"every_steps": 1, "keep": 9})
     followers = [arrays(tmp_path, step)["params/follower/w"] for step in range(1, 8)]
@@ -57,8 +56,14 @@ def test_players_update_in_order_each_on_its_own_every(tmp_path):
 
 
 def test_metrics_of_a_player_are_logged_only_when_it_was_updated(tmp_path):
-    sgd = {"name": "sgd", "learning_rate": 0.5, "schedule": "constant"}
-    train(toys.Players(), tmp_path, total_steps=7, optimizer={"model": sgd | {"learning_rate": 0.1}, "follower": sgd | {"every": 3}}, log={"every_steps": 1})
+    sgd = {"name": "sgd", "learning_rate": 0.5, "schedule": "constant", "momentum": 0.0}
+    train(
+        toys.Players(),
+        tmp_path,
+        total_steps=7,
+        optimizer={"model": sgd | {"learning_rate": 0.1}, "follower": sgd | {"every": 3}},
+        log={"every_steps": 1},
+    )
     assert all(np.isfinite(line["model/loss"]) for line in training_lines(tmp_path))
     assert [line["step"] for line in training_lines(tmp_path) if "follower/gap" in line] == [1, 4, 7]
 
@@ -158,11 +163,15 @@ def test_accumulation_equals_the_full_batch(tmp_path):
     task = toys.Regression(noise=0.0)
     train(task, tmp_path / "full", total_steps=3)
     train(task, tmp_path / "parts", total_steps=3, accumulate_steps=4)
-    np.testing.assert_allclose(arrays(tmp_path / "full", 3)["params/model/w"], arrays(tmp_path / "parts", 3)["params/model/w"], rtol=1e-5)
+    np.testing.assert_allclose(
+        arrays(tmp_path / "full", 3)["params/model/w"], arrays(tmp_path / "parts", 3)["params/model/w"], rtol=1e-5
+    )
 
 
 def test_averaged_parameters_are_judged_and_stored(tmp_path):
-    figures = train(toys.Regression(), tmp_path, total_steps=2, ema={"decay": 0.5}, checkpoint={"every_steps": 1, "keep": 9})
+    figures = train(
+        toys.Regression(), tmp_path, total_steps=2, ema={"decay": 0.5}, checkpoint={"every_steps": 1, "keep": 9}
+    )
     first, second = arrays(tmp_path, 1), arrays(tmp_path, 2)
     expected = 0.5 * first["ema/model/w"] + 0.5 * second["params/model/w"]
     np.testing.assert_allclose(second["ema/model/w"], expected, rtol=1e-5)

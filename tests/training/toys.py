@@ -18,7 +18,7 @@ def toy_config(**fields):
     config = base_config()
     config.total_steps, config.batch_size = 8, 8
     config.log.every_steps = 2
-    config.optimizer = {"name": "sgd", "learning_rate": 0.1, "schedule": "constant"}
+    config.optimizer = {"name": "sgd", "learning_rate": 0.1, "schedule": "constant", "momentum": 0.0}
     for name, value in fields.items():
         config[name] = value
     check(config)

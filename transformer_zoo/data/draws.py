@@ -3,12 +3,16 @@
 A draw is a pure function of a record's seed and a slot number; both are vectorised over records.
 """
 
+from typing import Any
+
 import numpy as np
+
+Numbers = Any  # whole numbers: uint64 arrays, or numpy scalars where there is one record
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mix(x: np.ndarray | int) -> np.ndarray:
+def mix(x: Numbers) -> Numbers:
     """The splitmix64 finaliser (Steele, Lea and Flood 2014) of uint64 [...], with wraparound."""
     with np.errstate(over="ignore"):
         x = np.asarray(x, np.uint64) + _GOLDEN
@@ -17,23 +21,23 @@ def mix(x: np.ndarray | int) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def record_seeds(seed: int, stream: int, numbers: np.ndarray) -> np.ndarray:
+def record_seeds(seed: int, stream: int, numbers: Numbers) -> Numbers:
     """One uint64 seed a record, from the run's seed, a stream (split, epoch, ...) and record numbers [...]."""
     return mix(mix(np.uint64(mix(seed)) ^ np.uint64(stream)) ^ np.asarray(numbers, np.uint64))
 
 
-def draw(seeds: np.ndarray, slot: int) -> np.ndarray:
+def draw(seeds: Numbers, slot: int) -> Numbers:
     """A uint64 a record, [...] like `seeds`; another slot is another independent draw."""
     with np.errstate(over="ignore"):
         return mix(seeds + np.uint64(slot) * np.uint64(0xA24BAED4963EE407))
 
 
-def integers(seeds: np.ndarray, slot: int, high: int) -> np.ndarray:
+def integers(seeds: Numbers, slot: int, high: int) -> Numbers:
     """A whole number in [0, high) a record, int64."""
     return (draw(seeds, slot) % np.uint64(high)).astype(np.int64)
 
 
-def uniforms(seeds: np.ndarray, slot: int) -> np.ndarray:
+def uniforms(seeds: Numbers, slot: int) -> Numbers:
     """A float64 in [0, 1) a record."""
     return (draw(seeds, slot) >> np.uint64(11)) * 2.0**-53
 

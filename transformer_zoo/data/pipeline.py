@@ -1,7 +1,7 @@
 """From `config.data` to endless training batches and finite evaluation batches."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ class Data:
     evaluate: Callable[[str, int], Batches]
 
 
-def open_data(config: Mapping[str, Any], *, batch_size: int, eval_batch_size: int, seed: int) -> Data:
+def open_data(config: naming.Options, *, batch_size: int, eval_batch_size: int, seed: int) -> Data:
     """Data of one source (`source`, `options`, `transforms`), or of a `mixture` {name: {weight, source, ...}}.
 
     Of a mixture every training batch comes from one member and is {member: fields}; the member of step n is a hash of
@@ -48,7 +48,7 @@ def open_data(config: Mapping[str, Any], *, batch_size: int, eval_batch_size: in
     return Data(train, evaluate)
 
 
-def _open_mixture(members: Mapping[str, Any], batch_size: int, eval_batch_size: int, seed: int) -> Data:
+def _open_mixture(members: naming.Options, batch_size: int, eval_batch_size: int, seed: int) -> Data:
     names = list(members)
     weights = np.array([members[name].get("weight", 1.0) for name in names], float)
     if not len(names) or (weights < 0).any() or weights.sum() == 0:

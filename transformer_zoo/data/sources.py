@@ -1,7 +1,6 @@
 """Sources by name. A source is a set of records that can be read in batches of indices."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +16,7 @@ STREAMS = {
 }  # random streams; part of the format, append only
 
 
+@runtime_checkable
 class Source(Protocol):
     """Records 0 .. len - 1 of one split, read in batches."""
 
@@ -27,7 +27,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(name: str, split: str, options: Mapping[str, Any]) -> Source:
+def open_source(name: str, split: str, options: naming.Options) -> Source:
     """Opens a split of a source.
 
     Raises:

@@ -1,5 +1,7 @@
 """Uniformly random masks, and the index form in which every masked encoder takes its mask."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,9 @@ class Mask:
         hidden: [batch, tokens] 1.0 where a token is hidden.
     """
 
-    keep: Int[Array, "batch kept"]
-    restore: Int[Array, "batch tokens"]
-    hidden: Float[Array, "batch tokens"]
+    keep: Any
+    restore: Any
+    hidden: Any
 
 
 def num_kept(num_tokens: int, mask_ratio: float) -> int:

@@ -17,11 +17,9 @@ from transformer_zoo.training.errors import UserError
 # May differ between a run and its continuation: they do not change what is learned.
 FREE_FIELDS = ("checkpoint", "eval", "log", "mesh", "evaluators", "sampling")
 OPTIONAL_FIELDS = (
-    "accumulate_steps",
     "ema",
     "evaluators",
     "init_from",
-    "nan",
     "requires",
     "sampling",
     "stages",
@@ -34,7 +32,8 @@ def base_config() -> ConfigDict:
     """The fields every config has, with defaults that suit most.
 
     `dtype` is 'auto' (bfloat16 on accelerators, float32 on a CPU) or a dtype's name; parameters are float32 always.
-    `mesh` gives the number of devices along each axis, -1 for what is left.
+    `mesh` gives the number of devices along each axis, -1 for what is left. `accumulate_steps` cuts a batch into so many
+    parts; `nan` says what follows a loss that is not finite: 'stop' or 'skip'.
     """
     return ConfigDict(
         {
@@ -42,6 +41,8 @@ def base_config() -> ConfigDict:
             "total_steps": 1000,
             "batch_size": 128,
             "dtype": "auto",
+            "accumulate_steps": 1,
+            "nan": "stop",
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "model": {},
             "task": {},
@@ -159,7 +160,7 @@ def check(config: ConfigDict) -> None:
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": config.checkpoint.keep,
         "log.every_steps": config.log.every_steps,
-        "accumulate_steps": config.get("accumulate_steps", 1),
+        "accumulate_steps": config.accumulate_steps,
     }
     for name, value in positive.items():
         if not isinstance(value, int) or value < 1:
@@ -167,13 +168,12 @@ def check(config: ConfigDict) -> None:
     for name, value in {"seed": config.seed, "eval.every_steps": config.eval.every_steps}.items():
         if not isinstance(value, int) or value < 0:
             raise UserError(f"config.{name} is {value!r}, but must be a whole number of at least 0")
-    if config.batch_size % config.get("accumulate_steps", 1):
+    if config.batch_size % config.accumulate_steps:
         raise UserError(
             f"config.batch_size {config.batch_size} is not divisible by accumulate_steps {config.accumulate_steps}"
         )
-    nan = config.get("nan", "stop")
-    if nan not in ("stop", "skip"):
-        raise UserError(f"config.nan is {nan!r}, but must be 'stop' or 'skip'")
+    if config.nan not in ("stop", "skip"):
+        raise UserError(f"config.nan is {config.nan!r}, but must be 'stop' or 'skip'")
 
 
 def to_json(config: Any) -> Any:

@@ -30,9 +30,8 @@ def runs_below(workdir: Path) -> list[Path]:
     Raises:
         UserError: there is no run.
     """
-    if (workdir / "config.json").exists() and (workdir / "checkpoints").is_dir():
-        if any((workdir / "checkpoints").glob("[0-9]*")):
-            return [workdir]
+    if (workdir / "config.json").exists() and any((workdir / "checkpoints").glob("[0-9]*")):
+        return [workdir]
     found = sorted(path.parent for path in workdir.glob("*/config.json"))
     if not found:
         raise UserError(f"{workdir} holds no run and no folder of runs; train one first: python train.py --config=...")
@@ -97,16 +96,18 @@ def sweep(
     rows = []
     for run in runs:
         for point in points or [{}]:
-            chosen = run_config(run, overrides) if len(runs) > 1 or run != workdir else config.copy_and_resolve_references()
+            chosen = config.copy_and_resolve_references() if run == workdir else run_config(run, overrides)
             with chosen.unlocked():
                 override(chosen, point)
             start = time.time()
             label = "_".join(f"{key.rpartition('.')[2]}{value}" for key, value in point.items())
             figures = evaluate(chosen, run, build, step, label)
-            row = ({"run": run.name} if len(runs) > 1 else {}) | dict(point) | figures
-            rows.append(row | {"seconds": round(time.time() - start, 2)})
-            print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()), flush=True)
-    write_sweep(workdir, rows)
+            setting = ({"run": run.name} if len(runs) > 1 else {}) | dict(point)
+            row = setting | figures | {"seconds": round(time.time() - start, 2)}
+            rows.append(row)
+            shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+            print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
+    write_sweep(workdir, rows, list(setting))
     return rows
 
 

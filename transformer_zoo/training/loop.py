@@ -50,7 +50,7 @@ def train(
         Stopped: after SIGTERM.
     """
     mesh = sharding.make_mesh(config.mesh)
-    accumulate = config.get("accumulate_steps", 1)
+    accumulate = config.accumulate_steps
     sharding.check_batch_size(mesh, config.batch_size, accumulate)
     players = {name: config.optimizer.get(name, config.optimizer) for name in task.players}
     optimizers = make_optimizers(task, players, config.total_steps)
@@ -137,12 +137,21 @@ def train(
 
 
 def make_optimizers(task: Task, configs: Mapping[str, Any], total_steps: int) -> dict[str, Optimizer]:
-    """One optimizer a player, from its table in the config."""
-    params = abstract_variables(task).params
+    """One optimizer a player, from its table in the config; its schedule counts the player's own updates.
+
+    Raises:
+        UserError: a table that does not fit the parameters, or a field that does not fit the optimizer.
+    """
     made = {}
-    for player in task.players:
-        depths = task.depths(params[player]) if configs[player].get("layer_decay", 1.0) != 1.0 else None
-        made[player] = make_optimizer(configs[player], params[player], total_steps=total_steps, depths=depths)
+    try:
+        params = abstract_variables(task).params
+        for player in task.players:
+            options = configs[player]
+            updates = -(-total_steps // options.get("every", 1))
+            depths = task.depths(params[player]) if options.get("layer_decay", 1.0) != 1.0 else None
+            made[player] = make_optimizer(options, params[player], total_steps=updates, depths=depths)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
     return made
 
 
@@ -195,7 +204,7 @@ def raise_if_not_finite(pending: list, config: Any, checkpoints: store.Checkpoin
         if not bad:
             continue
         shown = ", ".join(f"{k} {v:.4g}" for k, v in host_metrics(metrics).items() if "loss" in k or "norm" in k)
-        if config.get("nan", "stop") == "skip":
+        if config.nan == "skip":
             logging.warning("step %d was skipped: not finite (%s)", step, shown)
             print(f"step {step} was skipped: not finite ({shown})", flush=True)
             continue
@@ -206,7 +215,7 @@ def raise_if_not_finite(pending: list, config: Any, checkpoints: store.Checkpoin
             f"not finite at step {step}: {shown}; {last}. Lower optimizer.learning_rate or set optimizer.clip_norm; "
             "config.nan='skip' leaves such steps out"
         )
-    if config.get("nan", "stop") == "skip":
+    if config.nan == "skip":
         return [{name: value for name, value in metrics.items() if math.isfinite(float(value))} for metrics in fetched]
     return fetched
 

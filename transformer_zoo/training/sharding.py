@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer_zoo.layers.constraints import BATCH_AXES
+from transformer_zoo.naming import Options
 from transformer_zoo.training.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
@@ -30,7 +30,7 @@ RULES = (
 )
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
+def make_mesh(sizes: Options, devices: list[Any] | None = None) -> Mesh:
     """A mesh of all devices; one axis may be -1, "what is left".
 
     Raises:

@@ -124,5 +124,6 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
             source["workdir"] = str(required[source.pop("requires")][1])
         sources.append(source)
     with config.unlocked():
+        del config["init_from"]  # one group may become a list of groups, which a ConfigDict does not allow in place
         config.init_from = tuple(to_json(source) for source in sources)
     return config, required

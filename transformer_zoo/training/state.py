@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from transformer_zoo.task import Task, Tree, Variables
 from transformer_zoo.training.optimizer import Optimizer, state_shardings
@@ -20,13 +20,13 @@ class TrainState:
     """All arrays of a run; `frozen` alone is not stored in checkpoints.
 
     Attributes:
-        step: number of completed steps.
+        step: number of completed steps, int32.
         params, state, frozen: see `Variables`.
         optimizer: optimizer state by player.
         ema: averaged parameters by player, or None.
     """
 
-    step: Int[Array, ""]
+    step: Tree
     params: Tree
     state: Tree
     optimizer: Tree

@@ -67,7 +67,7 @@ def make_step(
         optimizer = optimizers[player]
         grads, model_state, metrics = gradient(player, state, batch, ctx)
         trainable, rest = partition(state.params[player], optimizer.trainable)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.transform.update(grads, state.optimizer[player], trainable)
         new = (optax.apply_updates(trainable, updates), optimizer_state, model_state)
@@ -78,7 +78,8 @@ def make_step(
             optimizer={**state.optimizer, player: optimizer_state},
             state=model_state,
         )
-        return state, metrics | {"grad_norm": norm, "finite": finite, "learning_rate": optimizer.schedule(ctx.step)}
+        rate = optimizer.schedule(ctx.step // every[player])
+        return state, metrics | {"grad_norm": norm, "finite": finite, "learning_rate": rate}
 
     def step(state: TrainState, batch: Batch, phase: Hashable) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(root, state.step)

@@ -26,15 +26,13 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    lock = (workdir / ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        raise UserError(
-            f"{workdir} is in use by process {lock.read().strip() or '(unknown)'}; wait or choose another --workdir"
-        ) from error
-    with lock:
+    with (workdir / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "(unknown)"
+            raise UserError(f"{workdir} is in use by process {holder}; wait or choose another --workdir") from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -78,7 +78,7 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
     return naming.construct(task_class, options, "task", given)
 
 
-def build_network(options: Mapping[str, Any], dtype: str, where: str = "model") -> Any:
+def build_network(options: naming.Options, dtype: str, where: str = "model") -> Any:
     """One network from its group in the config."""
     options = dict(options)
     name = options.pop("name")
