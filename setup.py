@@ -1,4 +1,4 @@
-"""Installs transformer_zoo. The default install trains on a CPU; extras add accelerators, parity checks and the planner."""
+"""Installs transformer_zoo; extras add accelerators, parity checks and the planner."""
 
 import setuptools
 

@@ -167,7 +167,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, monkeypatch):
 def test_a_disk_too_small_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match="disk full: cannot write .*00000008.*same command to resume"):
+    with pytest.raises(UserError, match=r"disk full: cannot write .*00000008.*same command to resume"):
         train(toys.Regression(), tmp_path)
 
 

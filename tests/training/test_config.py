@@ -81,7 +81,7 @@ def test_an_empty_dataset_is_an_error(tmp_path, monkeypatch):
     from transformer_zoo.data import digits
 
     monkeypatch.setitem(digits.SHARES, "train", (0.0, 0.0))
-    with pytest.raises(UserError, match="the 'train' split of data.source 'digits' is empty"):
+    with pytest.raises(UserError, match=r"the 'train' split of data\.source 'digits' is empty"):
         stages.run(load_config(VIT), tmp_path, zoo.build)
 
 

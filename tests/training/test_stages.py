@@ -35,7 +35,6 @@ def test_stages_run_in_order_take_from_each_other_and_resume(tmp_path, capsys, m
 
     compiled = []
     monkeypatch.setattr(loop, "make_step", lambda *args, **kwargs: compiled.append(1) or (lambda *args: None))
-    monkeypatch.setattr(loop, "count_step_flops", lambda *args: None)
     assert stages.run(two_stages(), tmp_path, zoo.build) == figures
     assert "resumed from step 2" in capsys.readouterr().out
 

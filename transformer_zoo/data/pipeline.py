@@ -64,7 +64,7 @@ def _open_mixture(members: naming.Options, batch_size: int, eval_batch_size: int
         for number, name in enumerate(names)
     }
 
-    def chosen(steps: np.ndarray) -> np.ndarray:
+    def chosen(steps: draws.Numbers) -> draws.Numbers:
         draws_of_steps = draws.uniforms(draws.record_seeds(seed, sources.STREAMS["mixture"], steps), 0)
         return np.searchsorted(bounds, draws_of_steps, side="right").clip(max=len(names) - 1)
 

@@ -32,8 +32,8 @@ def base_config() -> ConfigDict:
     """The fields every config has, with defaults that suit most.
 
     `dtype` is 'auto' (bfloat16 on accelerators, float32 on a CPU) or a dtype's name; parameters are float32 always.
-    `mesh` gives the number of devices along each axis, -1 for what is left. `accumulate_steps` cuts a batch into so many
-    parts; `nan` says what follows a loss that is not finite: 'stop' or 'skip'.
+    `mesh` gives the number of devices along each axis, -1 for what is left. `accumulate_steps` cuts a batch into so
+    many parts; `nan` says what follows a loss that is not finite: 'stop' or 'skip'.
     """
     return ConfigDict(
         {

@@ -17,7 +17,7 @@ from transformer_zoo.training import sharding
 from transformer_zoo.training.config import override
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.loop import evaluation_variables, make_optimizers
-from transformer_zoo.training.reporting import append_line, save_result
+from transformer_zoo.training.reporting import append_line, write_samples
 from transformer_zoo.training.start import as_list, restore_frozen
 from transformer_zoo.training.state import abstract_state
 
@@ -78,7 +78,7 @@ def evaluate(config: Any, workdir: Path, build: Build, step: int | None = None, 
         for name in judge.evaluators:
             split, result = judge.run(name, variables, ctx, built.data.evaluate, lambda _: placed)
             figures |= prefixed(name, split, result.metrics)
-            save_result(workdir, int(state.step), "_".join(filter(None, [label, name or "evaluation"])), result)
+            write_samples(workdir, int(state.step), "_".join(filter(None, [label, name or "evaluation"])), result)
     append_line(workdir, {"step": int(state.step), "split": "eval", **figures})
     return figures
 

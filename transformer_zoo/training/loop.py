@@ -6,6 +6,8 @@ the host inside a step, and a run killed anywhere resumes as if it had not been.
 """
 
 import contextlib
+import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,13 +23,14 @@ from transformer_zoo.evaluation.run import Judge, prefixed
 from transformer_zoo.task import Context, Evaluator, Task
 from transformer_zoo.training import checkpoints as store
 from transformer_zoo.training import sharding
+from transformer_zoo.training.devices import total_peak_flops
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.flops import count_flops
 from transformer_zoo.training.optimizer import Optimizer, make_optimizer
 from transformer_zoo.training.reporting import Reporter, truncate_metrics
 from transformer_zoo.training.start import start_state
 from transformer_zoo.training.state import TrainState, abstract_state, abstract_variables
-from transformer_zoo.training.step import host_metrics, make_step
+from transformer_zoo.training.step import Step, host_metrics, make_step
 from transformer_zoo.training.tree import combine, partition
 from transformer_zoo.training.workdir import claimed, stop_on_signal
 
@@ -63,16 +66,16 @@ def train(
         )
         state, meta = start_state(config, task, optimizers, abstract, checkpoints)
         first = int(state.step)
-        step_function = make_step(
-            task,
-            optimizers,
+        make = functools.partial(
+            make_step,
+            optimizers=optimizers,
             seed=config.seed,
             every={name: players[name].get("every", 1) for name in task.players},
             accumulate_steps=accumulate,
             ema_decay=ema_decay,
         )
         compiled = jax.jit(
-            step_function,
+            make(task),
             static_argnums=2,
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
@@ -83,7 +86,7 @@ def train(
             total_steps=config.total_steps,
             batch_size=config.batch_size,
             first_step=first,
-            flops_per_step=count_step_flops(step_function, task, abstract, config.batch_size),
+            flops_per_step=count_step_flops(make(without_remat(task)), task, abstract, config.batch_size),
             train_seconds=meta.get("train_seconds", 0.0),
             primary=jax.process_index() == 0,
             title=title,
@@ -120,7 +123,8 @@ def train(
                 if ends:
                     break
                 batch = next(batches)
-                state, metrics = compiled(state, batch, task.phase(step))
+                with reporter.pause() if step == first else contextlib.nullcontext():  # the first one compiles
+                    state, metrics = compiled(state, batch, task.phase(step))
                 pending.append((step + 1, metrics))
                 reporter.advance(step + 1)
                 if (step + 1) % config.log.every_steps == 0 or step == first:
@@ -172,15 +176,26 @@ def device_batches(data: Data, start: int, placed: Any) -> Iterator[Any]:
         yield batch
 
 
-def count_step_flops(step_function: Any, task: Task, abstract: TrainState, batch_size: int) -> float | None:
-    """Matrix and convolution FLOPs of one step, scanned blocks multiplied out; None if a loop's length is unknown."""
-    spec = task.spec(batch_size)
+def count_step_flops(step: Step, task: Task, abstract: TrainState, batch_size: int) -> float | None:
+    """Matrix and convolution FLOPs of one step with scanned blocks multiplied out; None where they cannot be told.
+
+    They serve only the share of the devices' peak rate, so where that is unknown nothing is counted.
+    """
+    if total_peak_flops([device.device_kind for device in jax.devices()]) is None:
+        return None
     try:
-        counted = count_flops(lambda state, batch: step_function(state, batch, task.phase(0)), abstract, spec)
-    except (TypeError, KeyError) as error:  # a mixture's spec holds all members, of which a batch is one
+        counted = count_flops(lambda state, batch: step(state, batch, task.phase(0)), abstract, task.spec(batch_size))
+    except (TypeError, KeyError, ValueError) as error:  # a mixture's spec holds all members, of which a batch is one
         logging.info("FLOPs are not counted: %s", error)
         return None
-    return None if counted.unknown_loops else float(counted.total)
+    return None if counted.unknown_loops or counted.opaque else float(counted.total)
+
+
+def without_remat(task: Task) -> Task:
+    """The task with networks that recompute nothing: recomputation is no useful work, so it is not counted."""
+    networks = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    plain = {name: net.clone(remat="none") for name, net in networks.items() if hasattr(net, "remat")}
+    return dataclasses.replace(task, **plain)
 
 
 def log_pending(pending: list, reporter: Reporter, config: Any, checkpoints: store.Checkpoints, leave: int) -> None:

@@ -30,6 +30,7 @@ from jaxtyping import Float, UInt8
 
 from transformer_zoo.task import Result
 from transformer_zoo.training.devices import total_peak_flops
+from transformer_zoo.training.errors import UserError
 
 _MIN_TILE, _MIN_PICTURE = 64, 200  # pixels a side that a person can still look at
 _GAP = 2  # pixels between the tiles of a grid
@@ -37,7 +38,7 @@ _FRAME_MILLISECONDS = 120
 _SPEED = ("step_seconds", "examples_per_second", "mfu")
 
 
-class DiskFull(RuntimeError):
+class DiskFull(UserError):
     """The disk or a quota has no room left; the run resumes from its last checkpoint once there is some."""
 
 
@@ -240,19 +241,9 @@ class Reporter:
         """Writes an evaluator's pictures, clips, sounds and texts to samples/; its metrics are logged elsewhere."""
         if not self._primary:
             return
-        folder = self._workdir / "samples"
+        write_samples(self._workdir, step, name, result)
         for key, images in result.images.items():
-            grid = image_grid(images)
-            write_file(folder / _file_name(step, name, key, "png"), _png(grid))
-            self._write_image(step, "/".join(filter(None, [name, key])), grid)
-        for key, clips in result.clips.items():
-            write_file(folder / _file_name(step, name, key, "gif"), _gif(clips))
-        for key, (rate, sounds) in result.sounds.items():
-            for number, sound in enumerate(sounds):
-                part = f"{key}_{number}" if len(sounds) > 1 else key
-                write_file(folder / _file_name(step, name, part, "wav"), _wav(rate, sound))
-        for key, texts in result.texts.items():
-            write_file(folder / _file_name(step, name, key, "txt"), ("\n\n".join(texts) + "\n").encode())
+            self._write_image(step, "/".join(filter(None, [name, key])), image_grid(images))
 
     def finish(self) -> None:
         """Writes report.html and closes what is open; a second call does nothing."""
@@ -308,6 +299,21 @@ class Reporter:
             for summary in summaries:
                 self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
             self._events.flush()
+
+
+def write_samples(workdir: Path, step: int, name: str, result: Result) -> None:
+    """Writes what a result has to look at, listen to or read into WORKDIR/samples; raises DiskFull."""
+    folder = Path(workdir) / "samples"
+    for key, images in result.images.items():
+        write_file(folder / _file_name(step, name, key, "png"), _png(image_grid(images)))
+    for key, clips in result.clips.items():
+        write_file(folder / _file_name(step, name, key, "gif"), _gif(clips))
+    for key, (rate, sounds) in result.sounds.items():
+        for number, sound in enumerate(sounds):
+            part = f"{key}_{number}" if len(sounds) > 1 else key
+            write_file(folder / _file_name(step, name, part, "wav"), _wav(rate, sound))
+    for key, texts in result.texts.items():
+        write_file(folder / _file_name(step, name, key, "txt"), ("\n\n".join(texts) + "\n").encode())
 
 
 def image_grid(

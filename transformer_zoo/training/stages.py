@@ -86,7 +86,7 @@ def link_results(workdir: Path, folders: list[tuple[str, Path]]) -> None:
         for name, folder in folders:
             link = workdir / kind / name
             if (folder / kind).is_dir() and not link.exists():
-                link.symlink_to(Path("..") / ".." / name / kind)
+                link.symlink_to(Path("..") / name / kind)
 
 
 def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, dict[str, tuple[Any, Path]]]:
@@ -106,9 +106,7 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
         if Checkpoints(folder / "checkpoints").steps()[-1:] != [other.get("total_steps", 0)]:
             if "tiny" not in (variant or "tiny"):
                 command = shlex.join(["python", "train.py", f"--config={spec}", f"--workdir={folder}"])
-                raise UserError(
-                    f"this config requires {name!r}, a run of {spec}, which is not there. Train it: {command}"
-                )
+                raise UserError(f"config.requires.{name}: there is no finished run of {spec}. Train it: {command}")
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / ".required").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be training it: wait, then find it finished

@@ -14,6 +14,7 @@ from transformer_zoo.training.state import TrainState
 from transformer_zoo.training.tree import combine, partition
 
 Metrics = dict[str, Array]
+Step = Callable[[TrainState, Batch, Hashable], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -24,7 +25,7 @@ def make_step(
     every: Mapping[str, int],
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch, Hashable], tuple[TrainState, Metrics]]:
+) -> Step:
     """The pure function (state, batch, phase) -> (state, metrics); `training/loop.py` compiles it.
 
     Players are updated in order, each on steps divisible by its `every`, and the later sees the earlier's update. An
