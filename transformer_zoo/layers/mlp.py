@@ -7,8 +7,14 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x * Phi(x) by erf, as torch computes it; jax.nn.gelu takes erfc, which costs a CPU twice the MLP's time."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.7071067811865476))
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # erf: timm, transformers, most papers in torch
+    "gelu": gelu,  # timm, transformers, most papers in torch
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),  # big_vision, magvit, DiT
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
