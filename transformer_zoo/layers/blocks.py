@@ -1,6 +1,5 @@
 """The pre-norm transformer block, and stacks of equal blocks as one scan."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,35 +21,65 @@ REMAT_POLICIES = {
 }
 
 
-def stack(block: type[nn.Module], depth: int, *, remat: str = "none", unroll: int = 1, broadcast: int = 0) -> Any:
-    """A module class that applies `block` `depth` times as one scan, parameters stacked on a leading axis.
+def scan_blocks(
+    parent: nn.Module,
+    block: nn.Module,
+    depth: int,
+    x: Any,
+    scanned: Any,
+    *broadcast: Any,
+    name: str = "blocks",
+    remat: str = "none",
+    unroll: int = 1,
+) -> tuple[Any, Any]:
+    """Applies `block` `depth` times, with parameters of its own each time, stacked on a leading axis under `name`.
 
-    The block's `__call__` takes (x, one value scanned over depth, *broadcast values) and returns (x, ys); the stack
-    returns (x, ys stacked over depth). What of ys nobody reads costs nothing under jit.
+    `unroll=depth` is a plain loop, which compiles longer and on a CPU runs faster; parameters, outputs and dropout are
+    the same. What nobody reads of the blocks' second outputs costs nothing under jit.
 
     Args:
-        block: the repeated module.
-        depth: number of repetitions.
+        parent: the module inside whose compact method this is called, and which owns the parameters.
+        block: called as block(x, scanned[i], *broadcast) and returning (x, y).
+        depth: number of blocks.
+        x: what they hand on.
+        scanned: a tree of arrays with a leading axis of `depth`.
+        broadcast: further arguments, equal for all blocks.
+        name: of the parameters.
         remat: a key of `REMAT_POLICIES`.
-        unroll: blocks a loop iteration; `depth` leaves no loop. The parameters are the same either way.
-        broadcast: how many arguments after the scanned one are equal for all blocks.
+        unroll: blocks a loop iteration.
+
+    Returns:
+        The last block's x, and all y stacked on a leading axis.
 
     Raises:
         ValueError: `remat` is no known policy.
     """
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat {remat!r} is none of {', '.join(REMAT_POLICIES)}")
+    block = block.clone(parent=None)
+
+    def init(key: Array) -> Any:
+        first = jax.tree.map(lambda leaf: leaf[0], scanned)
+        keys = jax.random.split(key, depth)
+        return jax.vmap(lambda key: block.init({"params": key, "dropout": key}, x, first, *broadcast)["params"])(keys)
+
+    params = parent.param(name, init)
+    keys = jax.random.split(parent.make_rng("dropout"), depth) if parent.has_rng("dropout") else None
+
+    def apply(x: Any, one: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+        params, key, scanned = one
+        return block.apply({"params": params}, x, scanned, *broadcast, rngs=None if key is None else {"dropout": key})
+
     policy = REMAT_POLICIES[remat]
     if policy is not None:
-        block = nn.remat(block, policy=getattr(jax.checkpoint_policies, policy), prevent_cse=False)
-    return nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0,) + (nn.broadcast,) * broadcast,
-        length=depth,
-        unroll=min(unroll, depth),
-    )
+        apply = jax.checkpoint(apply, policy=getattr(jax.checkpoint_policies, policy), prevent_cse=unroll >= depth)
+    if unroll < depth:
+        return jax.lax.scan(apply, x, (params, keys, scanned), unroll=unroll)
+    outputs = []
+    for index in range(depth):
+        x, y = apply(x, jax.tree.map(lambda leaf, index=index: leaf[index], (params, keys, scanned)))
+        outputs.append(y)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
 def drop_path_rates(rate: float, depth: int) -> Float[Array, " depth"]:
@@ -89,7 +118,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens width"], drop_path_rate: Float[Array, ""] | float = 0.0, *positions: Any
+        self, x: Float[Array, "batch tokens width"], drop_path_rate: Float[Array, ""] | float = 0.0, rope: Any = None
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
         def branch(y: Array, name: str) -> Array:
             if self.layer_scale:
@@ -105,7 +134,7 @@ class Block(nn.Module):
             implementation=self.attention,
             dtype=self.dtype,
             name="attention",
-        )(layer_norm(self.norm_epsilon, self.dtype, "norm1")(x))
+        )(layer_norm(self.norm_epsilon, self.dtype, "norm1")(x), rope=rope)
         x = x + branch(nn.Dropout(self.dropout_rate, deterministic=not self.train)(y), "attention")
         y = Mlp(
             round(self.mlp_ratio * x.shape[-1]),
@@ -119,8 +148,3 @@ class Block(nn.Module):
         )(layer_norm(self.norm_epsilon, self.dtype, "norm2")(x))
         x = x + branch(y, "mlp")
         return x, x
-
-
-def levels_of(stacked: Float[Array, "depth batch tokens width"], levels: Sequence[int]) -> list[Array]:
-    """The outputs of the blocks numbered `levels` (negative from the end)."""
-    return [stacked[level] for level in levels]

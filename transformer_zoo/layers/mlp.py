@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x * Phi(x) by erf, as torch computes it; jax.nn.gelu takes erfc, which costs a CPU twice the MLP's time."""
+    """X * Phi(x) by erf, as torch computes it; jax.nn.gelu takes erfc, which costs a CPU twice the MLP's time."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.7071067811865476))
 
 

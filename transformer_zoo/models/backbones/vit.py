@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer_zoo.layers.blocks import Block, drop_path_rates, stack
+from transformer_zoo.layers.blocks import Block, drop_path_rates, scan_blocks
 from transformer_zoo.layers.depths import layer_depths
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.patches import PatchEmbed, grid_of
 from transformer_zoo.layers.pooling import AttentionPool
-from transformer_zoo.layers.positions import LearnedPositions, rope_2d, sincos_2d
+from transformer_zoo.layers.positions import LearnedPositions, grid_positions, sincos_2d
+from transformer_zoo.layers.rope import rope_tables
 from transformer_zoo.masking.random import num_kept, random_mask, take_tokens
 
 POOLS = ("class_token", "mean", "attention", "none")
@@ -47,7 +48,7 @@ class ViT(nn.Module):
         representation_size: width of a tanh layer before the head; 0 leaves it out.
         activation, gated, use_bias, qkv_bias, qk_norm, layer_scale, norm_epsilon, attention: see `Block`.
         dropout_rate, drop_path_rate, patch_dropout: regularisation while training.
-        remat, unroll: see `stack`.
+        remat, unroll: see `scan_blocks`.
         dtype: of the computation; parameters stay float32.
     """
 
@@ -122,11 +123,14 @@ class ViT(nn.Module):
             keep = random_mask(mask_key, tokens.shape[0], count, 1 - num_kept(count, self.patch_dropout) / count).keep
         if keep is not None:
             tokens = take_tokens(tokens, keep)
-            rope = None if rope is None else jax.tree.map(lambda table: table[keep], rope)
+            if rope is not None:
+                prefix = jnp.broadcast_to(jnp.arange(self.num_prefix), (keep.shape[0], self.num_prefix))
+                rows = jnp.concatenate([prefix, keep + self.num_prefix], axis=1)
+                rope = jax.tree.map(lambda table: table[rows], rope)
         tokens = self._prepend(tokens, prefix_positions)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(tokens)
 
-        x, levels = stack(Block, self.depth, remat=self.remat, unroll=self.unroll, broadcast=rope is not None)(
+        block = Block(
             self.num_heads,
             mlp_ratio=self.mlp_ratio,
             activation=self.activation,
@@ -140,8 +144,9 @@ class ViT(nn.Module):
             dropout_rate=self.dropout_rate,
             train=train,
             dtype=self.dtype,
-            name="blocks",
-        )(x, drop_path_rates(self.drop_path_rate, self.depth), *([] if rope is None else [rope]))
+        )
+        rates = drop_path_rates(self.drop_path_rate, self.depth)
+        x, levels = scan_blocks(self, block, self.depth, x, rates, rope, remat=self.remat, unroll=self.unroll)
 
         if self.final_norm == "tokens":
             x = layer_norm(self.norm_epsilon, self.dtype, "norm")(x)
@@ -179,8 +184,10 @@ class ViT(nn.Module):
         if self.positions.startswith("sincos_2d"):
             order = "big_vision" if self.positions.endswith("big_vision") else "mae"
             return tokens + sincos_2d(grid, self.width, order=order).astype(tokens.dtype), None, None
-        rope = rope_2d(grid, self.width // self.num_heads) if self.positions == "rope_2d" else None
-        return tokens, None, rope
+        if self.positions == "none":
+            return tokens, None, None
+        axis_width = self.width // self.num_heads // 2
+        return tokens, None, rope_tables(grid_positions(grid), (axis_width, axis_width), prefix=self.num_prefix)
 
     def _prepend(self, tokens: Array, prefix_positions: Array | None) -> Array:
         """Class token and registers in front of the patches."""

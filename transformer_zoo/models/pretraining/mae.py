@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transformer_zoo.layers.blocks import Block, drop_path_rates, stack
+from transformer_zoo.layers.blocks import Block, drop_path_rates, scan_blocks
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.positions import sincos_2d
 from transformer_zoo.masking.random import Mask, take_tokens
@@ -28,7 +28,7 @@ class MAE(nn.Module):
         depth, width, num_heads, mlp_ratio: of the encoder.
         decoder_depth, decoder_width, decoder_num_heads: of the decoder; its mlp_ratio is the encoder's.
         norm_epsilon: of all LayerNorms.
-        attention, remat, unroll: see `Block` and `stack`.
+        attention, remat, unroll: see `Block` and `scan_blocks`.
         dtype: of the computation; parameters stay float32.
     """
 
@@ -131,14 +131,15 @@ class Decoder(nn.Module):
         tokens = take_tokens(jnp.concatenate([visible, hidden], axis=1), mask.restore)
         tokens = tokens + sincos_2d(grid, self.width, order="mae").astype(tokens.dtype)
         x = jnp.concatenate([class_token, tokens], axis=1)
-        x, levels = stack(Block, self.depth, remat=self.remat, unroll=self.unroll)(
+        block = Block(
             self.num_heads,
             mlp_ratio=self.mlp_ratio,
             norm_epsilon=self.norm_epsilon,
             attention=self.attention,
             dtype=self.dtype,
-            name="blocks",
-        )(x, drop_path_rates(0.0, self.depth))
+        )
+        rates = drop_path_rates(0.0, self.depth)
+        x, levels = scan_blocks(self, block, self.depth, x, rates, remat=self.remat, unroll=self.unroll)
         x = layer_norm(self.norm_epsilon, self.dtype, "norm")(x)
         head = nn.Dense(
             self.out_width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="prediction"
