@@ -11,6 +11,7 @@ from typing import Any
 from transformer_zoo.naming import nearest
 from transformer_zoo.training.config import load_config
 from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.host_memory import keep_freed_memory
 
 
 def default_workdir(spec: str) -> Path:
@@ -48,6 +49,7 @@ def read_config(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, P
 
 def main(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C a quiet 130."""
+    keep_freed_memory()
     try:
         command(sys.argv[1:])
     except UserError as error:
