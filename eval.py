@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from transformer_zoo import zoo
 from transformer_zoo.evaluation.sweeps import parse_sweep
 from transformer_zoo.training import command, evaluate
+from transformer_zoo.training.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -16,12 +18,20 @@ def main(arguments: Sequence[str]) -> None:
     flags, overrides = command.parse(parser, arguments)
     config, workdir = command.read_config(flags, overrides)
     if flags.sweep or evaluate.runs_below(workdir) != [workdir]:
-        evaluate.sweep(config, workdir, zoo.build, parse_sweep(flags.sweep), flags.step, overrides)
+        evaluate.sweep(config, workdir, zoo.build, grid(flags.sweep), flags.step, overrides)
         print(f"\n{workdir}/sweep.csv  {workdir}/sweep.json  {workdir}/sweep.png")
         return
     for name, value in evaluate.evaluate(config, workdir, zoo.build, flags.step).items():
         print(f"{name:36} {value:.4g}")
     print(f"\n{workdir}/samples/")
+
+
+def grid(text: str) -> list[dict[str, Any]]:
+    """The points of a sweep, one without changes where none is asked for."""
+    try:
+        return parse_sweep(text) if text else [{}]
+    except ValueError as error:
+        raise UserError(f"--sweep: {error}") from error
 
 
 if __name__ == "__main__":

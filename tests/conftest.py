@@ -13,8 +13,12 @@ jax.config.update("jax_disable_most_optimizations", True)  # tests ask whether n
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+ALL_DEVICES = jax.devices()
+jax.devices = lambda *args: ALL_DEVICES[:1]  # also for fixtures that live longer than a test
+
+
 @pytest.fixture(autouse=True)
 def visible_devices(request, monkeypatch):
     marker = request.node.get_closest_marker("devices")
-    devices = jax.devices()[: marker.args[0] if marker else 1]
-    monkeypatch.setattr(jax, "devices", lambda *args: devices)
+    if marker:
+        monkeypatch.setattr(jax, "devices", lambda *args: ALL_DEVICES[: marker.args[0]])

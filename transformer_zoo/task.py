@@ -18,8 +18,7 @@ Tree = Any  # a nested dict of arrays, or of what stands for them: shapes, shard
 Batch = Mapping[str, Any]  # field name to array [batch, ...]; a mixture nests one such dict under its dataset's name
 
 
-@flax.struct.dataclass
-class Context:
+class Context(flax.struct.PyTreeNode):
     """What a loss or an evaluator may know beside the variables and the batch.
 
     Attributes:
@@ -39,8 +38,7 @@ class Context:
     train: bool = flax.struct.field(pytree_node=False, default=True)
 
 
-@flax.struct.dataclass
-class Variables:
+class Variables(flax.struct.PyTreeNode):
     """All arrays a task computes with.
 
     Attributes:
@@ -55,8 +53,7 @@ class Variables:
     frozen: Tree = flax.struct.field(default_factory=dict)
 
 
-@flax.struct.dataclass
-class Aux:
+class Aux(flax.struct.PyTreeNode):
     """What a loss gives beside its value: scalar metrics to log, and the new `state` (None: unchanged)."""
 
     metrics: dict[str, Any] = flax.struct.field(default_factory=dict)

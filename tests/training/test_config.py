@@ -17,7 +17,7 @@ VIT = "configs/vit.py"
     ("overrides", "message"),
     [
         (["batchsize=8"], r"config has no field 'batchsize'; did you mean 'batch_size'"),
-        (["model.dept=8"], r"config.model has no field 'dept'; did you mean 'depth'"),
+        (["checkpoint.kep=8"], r"config.checkpoint has no field 'kep'; did you mean 'keep'"),
         (["optimizer.name.x=8"], r"config.optimizer.name is a value, not a group"),
         (["batch_size=many"], r"config.batch_size is 'many', but must be of type int"),
         (["batch_size=1.5"], r"config.batch_size is 1.5, but must be of type int"),
@@ -37,9 +37,9 @@ def test_an_override_that_does_not_fit_names_the_field_and_the_nearest_valid_one
 
 
 def test_overrides_reach_nested_fields_with_their_types():
-    config = load_config(VIT, ["optimizer.learning_rate=1", "model.image_size=(16, 8)", "dtype=bfloat16"])
+    config = load_config(VIT, ["optimizer.learning_rate=1", "model.qk_norm=true", "dtype=bfloat16"])
     assert config.optimizer.learning_rate == 1.0 and isinstance(config.optimizer.learning_rate, float)
-    assert config.model.image_size == (16, 8) and config.dtype == "bfloat16"
+    assert config.model.qk_norm is True and config.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,9 @@ def test_a_config_that_is_not_there_is_named_with_the_nearest(spec, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"model.dept": 8}, r"model.dept: 'dept' is unknown; did you mean 'depth'"),
+        ({"model.qk_norm": 3}, r"model.qk_norm is 3, but must be of type bool"),
+        ({"optimizer.layer_decy": 0.5}, r"optimizer.layer_decy is no field; the nearest is optimizer.layer_decay"),
         ({"model.name": "vti"}, r"paper 'vti' is unknown; did you mean 'vit'"),
         ({"model.image_size": (13, 12)}, r"image_size \(13, 12\) is not a multiple of patch_size \(4, 4\)"),
         ({"model.pool": "maen"}, r"pool 'maen' is none of class_token, mean"),
@@ -87,10 +90,12 @@ def test_an_empty_dataset_is_an_error(tmp_path, monkeypatch):
 
 def test_the_command_prints_one_line_and_no_traceback():
     wrong = subprocess.run(
-        [sys.executable, "train.py", "--config=configs/vit.py", "--config.model.dept=3"], capture_output=True, text=True
+        [sys.executable, "train.py", "--config=configs/vit.py", "--config.eval.every_stps=3"],
+        capture_output=True,
+        text=True,
     )
     assert wrong.returncode == 2
-    assert wrong.stderr == "error: config.model has no field 'dept'; did you mean 'depth'?\n"
+    assert wrong.stderr == "error: config.eval has no field 'every_stps'; did you mean 'every_steps'?\n"
 
 
 def test_a_flag_that_does_not_exist_is_named_with_the_nearest():

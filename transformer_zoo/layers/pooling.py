@@ -25,7 +25,7 @@ class AttentionPool(nn.Module):
         batch, _, width = tokens.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, width))
         query = jnp.broadcast_to(probe.astype(tokens.dtype), (batch, 1, width))
-        y = Attention(self.num_heads, dtype=self.dtype, name="attention")(query, tokens)
+        y: Any = Attention(self.num_heads, dtype=self.dtype, name="attention")(query, tokens)
         normed = layer_norm(self.norm_epsilon, self.dtype, "norm")(y)
         hidden = round(self.mlp_ratio * width)
         y = y + Mlp(hidden, activation=self.activation, dtype=self.dtype, name="mlp")(normed)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
-@flax.struct.dataclass
-class Mask:
+class Mask(flax.struct.PyTreeNode):
     """Which tokens are hidden, as indices, so that an encoder can leave the hidden ones out.
 
     Attributes:

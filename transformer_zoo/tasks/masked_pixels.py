@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -68,7 +69,7 @@ class MaskedPixels(Task):
         return {"reconstruction": Reconstruction(task=self)}
 
     def features(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
-        aux = self.network.apply({"params": variables.params["model"]}, batch["image"], method="encode")
+        aux: Any = self.network.apply({"params": variables.params["model"]}, batch["image"], method="encode")
         return {"pooled": aux["tokens"].mean(axis=1), "class_token": aux["encoded"][:, 0], "levels": aux["levels"]}
 
     def _mask(self, key: Key[Array, ""], images: Array) -> Mask:

@@ -28,7 +28,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     """
     parser.add_argument("--config", required=True, help="path/to/config.py or path/to/config.py:variant")
     parser.add_argument("--workdir", default="", help="folder of the run (default: runs/NAME-VARIANT)")
-    overrides, rest = [], []
+    overrides: list[str] = []
+    rest: list[str] = []
     for argument in arguments:
         (overrides if argument.startswith("--config.") else rest).append(argument)
     for override in overrides:

@@ -16,6 +16,8 @@ from transformer_zoo.training.errors import UserError
 
 # May differ between a run and its continuation: they do not change what is learned.
 FREE_FIELDS = ("checkpoint", "eval", "log", "mesh", "evaluators", "sampling")
+# Groups whose fields are those of what they build, which checks them: any may be set, not only those in the file.
+OPEN_GROUPS = ("model", "task", "optimizer", "data.options", "data.train_options", "data.eval_options", "evaluators")
 OPTIONAL_FIELDS = (
     "ema",
     "evaluators",
@@ -50,7 +52,7 @@ def base_config() -> ConfigDict:
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 0},
             "checkpoint": {"every_steps": 1000, "keep": 2},
             "eval": {"every_steps": 0, "batch_size": 0},
-            "log": {"every_steps": 50},
+            "log": {"every_steps": 50, "wandb_project": ""},
         }
     )
 
@@ -90,13 +92,15 @@ def override(config: ConfigDict, overrides: Iterable[str] | Mapping[str, Any]) -
         overrides = {key: _parse(value) for key, _, value in pairs}
     for path, value in overrides.items():
         *parents, last = path.split(".")
-        node, seen = config, []
+        node = config
+        seen: list[str] = []
         for name in parents:
             node = _child(node, name, seen)
             seen.append(name)
             if not isinstance(node, ConfigDict):
                 raise UserError(f"config.{'.'.join(seen)} is a value, not a group, so {path!r} names nothing")
-        old = _child(node, last, seen)
+        is_open = any(".".join(seen[: name.count(".") + 1]) == name for name in OPEN_GROUPS)
+        old = node.get(last) if is_open else _child(node, last, seen)
         with node.unlocked():
             node[last] = _convert(value, old, path)
 

@@ -16,7 +16,7 @@ from transformer_zoo.training import checkpoints as store
 from transformer_zoo.training import sharding
 from transformer_zoo.training.config import override
 from transformer_zoo.training.errors import UserError
-from transformer_zoo.training.loop import evaluation_variables, make_optimizers
+from transformer_zoo.training.loop import evaluation_variables, make_optimizers, player_configs
 from transformer_zoo.training.reporting import append_line, write_samples
 from transformer_zoo.training.start import as_list, restore_frozen
 from transformer_zoo.training.state import abstract_state
@@ -59,7 +59,7 @@ def evaluate(config: Any, workdir: Path, build: Build, step: int | None = None, 
         raise UserError(f"config: {error}") from error
     task = built.task
     mesh = sharding.make_mesh(config.mesh)
-    optimizers = make_optimizers(task, config.optimizer, config.total_steps)
+    optimizers = make_optimizers(task, player_configs(config, task), config.total_steps)
     with jax.set_mesh(mesh):
         abstract = abstract_state(task, optimizers, "ema" in config, mesh)
         stored, wanted = store.stored_shapes(path), abstract.replace(frozen={})
@@ -95,7 +95,7 @@ def sweep(
     runs = runs_below(workdir)
     rows = []
     for run in runs:
-        for point in points or [{}]:
+        for point in points:
             chosen = config.copy_and_resolve_references() if run == workdir else run_config(run, overrides)
             with chosen.unlocked():
                 override(chosen, point)

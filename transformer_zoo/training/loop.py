@@ -20,7 +20,7 @@ from absl import logging
 from transformer_zoo.data.loader import to_device
 from transformer_zoo.data.pipeline import Data
 from transformer_zoo.evaluation.run import Judge, prefixed
-from transformer_zoo.task import Context, Evaluator, Task
+from transformer_zoo.task import Context, Evaluator, Task, Variables
 from transformer_zoo.training import checkpoints as store
 from transformer_zoo.training import sharding
 from transformer_zoo.training.devices import total_peak_flops
@@ -55,7 +55,7 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     accumulate = config.accumulate_steps
     sharding.check_batch_size(mesh, config.batch_size, accumulate)
-    players = {name: config.optimizer.get(name, config.optimizer) for name in task.players}
+    players = player_configs(config, task)
     optimizers = make_optimizers(task, players, config.total_steps)
     ema_decay = config.ema.decay if "ema" in config else 0.0
     with claimed(workdir, config), stop_on_signal() as stop, jax.set_mesh(mesh):
@@ -90,6 +90,7 @@ def train(
             train_seconds=meta.get("train_seconds", 0.0),
             primary=jax.process_index() == 0,
             title=title,
+            wandb_project=config.log.get("wandb_project", ""),
         )
         judge = Judge({**task.evaluators(), **evaluators})
         batch_sharding = sharding.batch_sharding(mesh)
@@ -98,18 +99,16 @@ def train(
         pending: list[tuple[int, Any]] = []
         try:
             for step in range(first, config.total_steps + 1):
-                if step > first or step == 0:
-                    for name in judge.due(step, config.total_steps, config.eval.every_steps):
-                        with reporter.pause():
-                            raise_if_not_finite(pending, config, checkpoints)
-                            ctx = Context(jax.random.key(config.seed), state.step, state.ema, train=False)
-                            variables = evaluation_variables(state, optimizers)
-                            split, result = judge.run(name, variables, ctx, data.evaluate, lambda _: batch_sharding)
-                            found = prefixed(name, split, result.metrics)
-                            reporter.log_evaluation(step, split, strip_split(found, split))
-                            reporter.write_result(step, name or "evaluation", result)
-                            figures |= found
                 ends = step == config.total_steps or stop.requested
+                due = judge.due(step, config.total_steps, config.eval.every_steps) if step > first else []
+                if ends or due:
+                    log_pending(pending, reporter, config, checkpoints)
+                if due:
+                    with reporter.pause():
+                        ctx = Context(jax.random.key(config.seed), state.step, state.ema, train=False)
+                        variables = evaluation_variables(state, optimizers)
+                        found = judge_all(judge, due, variables, ctx, data, batch_sharding, reporter, step)
+                        figures |= found
                 if step > first and (ends or step % config.checkpoint.every_steps == 0):
                     with reporter.pause():
                         raise_if_not_finite(pending, config, checkpoints)
@@ -127,9 +126,8 @@ def train(
                     state, metrics = compiled(state, batch, task.phase(step))
                 pending.append((step + 1, metrics))
                 reporter.advance(step + 1)
-                if (step + 1) % config.log.every_steps == 0 or step == first:
+                if step > first and step % config.log.every_steps == 0:
                     log_pending(pending, reporter, config, checkpoints, leave=1)
-            log_pending(pending, reporter, config, checkpoints, leave=0)
             checkpoints.wait()
         finally:
             close_quietly(checkpoints)
@@ -138,6 +136,11 @@ def train(
             print(f"stopped by a signal at step {step}; saved. Run the same command to resume", flush=True)
             raise Stopped(0)
     return figures
+
+
+def player_configs(config: Any, task: Task) -> dict[str, Any]:
+    """The optimizer's group of each player; one group serves them all where the players have none of their own."""
+    return {name: config.optimizer.get(name, config.optimizer) for name in task.players}
 
 
 def make_optimizers(task: Task, configs: Mapping[str, Any], total_steps: int) -> dict[str, Optimizer]:
@@ -159,7 +162,7 @@ def make_optimizers(task: Task, configs: Mapping[str, Any], total_steps: int) ->
     return made
 
 
-def evaluation_variables(state: TrainState, optimizers: Mapping[str, Optimizer]) -> Any:
+def evaluation_variables(state: TrainState, optimizers: Mapping[str, Optimizer]) -> Variables:
     """What is judged: the averaged parameters where the run keeps them, else the optimizer's evaluation parameters."""
     if state.ema is not None:
         return state.variables.replace(params=state.ema)
@@ -198,7 +201,28 @@ def without_remat(task: Task) -> Task:
     return dataclasses.replace(task, **plain)
 
 
-def log_pending(pending: list, reporter: Reporter, config: Any, checkpoints: store.Checkpoints, leave: int) -> None:
+def judge_all(
+    judge: Judge,
+    names: list[str],
+    variables: Variables,
+    ctx: Context,
+    data: Data,
+    batch_sharding: Any,
+    reporter: Reporter,
+    step: int,
+) -> dict[str, float]:
+    """Runs the evaluators named, writes one line a split and what there is to look at, and returns all figures."""
+    by_split: dict[str, dict[str, float]] = {}
+    for name in names:
+        split, result = judge.run(name, variables, ctx, data.evaluate, lambda _: batch_sharding)
+        by_split.setdefault(split, {}).update(prefixed(name, split, result.metrics))
+        reporter.write_result(step, name or "evaluation", result)
+    for split, found in by_split.items():
+        reporter.log_evaluation(step, split, {key.removeprefix(f"{split}/"): value for key, value in found.items()})
+    return {key: value for found in by_split.values() for key, value in found.items()}
+
+
+def log_pending(pending: list, reporter: Reporter, config: Any, checkpoints: store.Checkpoints, leave: int = 0) -> None:
     """Logs the mean figures of all steps but the last `leave`, which the devices may still be busy with."""
     done, pending[:] = pending[: len(pending) - leave], pending[len(pending) - leave :]
     if not done:
@@ -233,11 +257,6 @@ def raise_if_not_finite(pending: list, config: Any, checkpoints: store.Checkpoin
     if config.nan == "skip":
         return [{name: value for name, value in metrics.items() if math.isfinite(float(value))} for metrics in fetched]
     return fetched
-
-
-def strip_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    """Metric names without their split."""
-    return {name.removeprefix(f"{split}/"): value for name, value in metrics.items()}
 
 
 def close_quietly(checkpoints: store.Checkpoints) -> None:

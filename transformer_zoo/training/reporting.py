@@ -114,8 +114,10 @@ class Reporter:
         train_seconds: training time before `first_step`, from the checkpoint.
         primary: whether this process writes.
         title: heading of the report.
+        wandb_project: if not empty, figures also go to this project of Weights & Biases (extra `wandb`).
 
     Raises:
+        UserError: a project is named, but wandb is not installed.
         DiskFull: from every method that writes.
     """
 
@@ -130,6 +132,7 @@ class Reporter:
         train_seconds: float = 0.0,
         primary: bool = True,
         title: str = "",
+        wandb_project: str = "",
     ) -> None:
         self._workdir = Path(workdir)
         self._total_steps = total_steps
@@ -142,6 +145,7 @@ class Reporter:
         self._logged_step, self._logged_seconds = first_step, self._seconds
         self._bar: Any = None
         self._events: Any = None
+        self._wandb: Any = None
         if not primary:
             return
         with _writing(self._workdir):
@@ -161,6 +165,8 @@ class Reporter:
             "peak_flops": self._peak_flops,
         }
         self._write_run()
+        if wandb_project:
+            self._wandb = open_wandb(wandb_project, self._workdir)
         self._open_events(first_step)
         if sys.stderr.isatty():
             import tqdm
@@ -262,6 +268,8 @@ class Reporter:
         finally:
             with _writing(self._workdir / "tensorboard"):
                 self._events.close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
     def _write_run(self) -> None:
         run = self._run | {"train_seconds": self.train_seconds}
@@ -286,6 +294,8 @@ class Reporter:
         from tensorboardX.summary import scalar
 
         self._write_events(step, [scalar(name, value) for name, value in values.items() if math.isfinite(value)])
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
 
     def _write_image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"]) -> None:
         from tensorboardX.summary import image
@@ -299,6 +309,15 @@ class Reporter:
             for summary in summaries:
                 self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
             self._events.flush()
+
+
+def open_wandb(project: str, workdir: Path) -> Any:
+    """A run of Weights & Biases, named and resumed by its workdir; raises UserError where wandb is not installed."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("config.log.wandb_project is set, but wandb is missing: pip install -e '.[wandb]'") from error
+    return wandb.init(project=project, name=workdir.name, id=workdir.name, dir=str(workdir), resume="allow")
 
 
 def write_samples(workdir: Path, step: int, name: str, result: Result) -> None:

@@ -15,8 +15,7 @@ from transformer_zoo.training.sharding import shardings
 from transformer_zoo.training.tree import partition
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All arrays of a run; `frozen` alone is not stored in checkpoints.
 
     Attributes:

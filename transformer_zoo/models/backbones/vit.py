@@ -115,7 +115,7 @@ class ViT(nn.Module):
             ValueError: an image whose size patches do not tile, or a field that names no known option.
         """
         self._check()
-        grid = grid_of(images.shape[1:3], self.patch_size)
+        grid = grid_of((images.shape[1], images.shape[2]), self.patch_size)
         patches = PatchEmbed(self.width, self.patch_size, dtype=self.dtype, name="patch_embed")(images)
         tokens, prefix_positions, rope = self._add_positions(patches, grid)
         if train and self.patch_dropout and keep is None:
