@@ -28,7 +28,7 @@ def get_config(variant="tiny"):
             unroll=4,
         )
         config.task.update({"mask_ratio": 0.65, "normalise_targets": False})  # 3 of 9 patches visible
-        config.data.update({"source": "digits", "options": {"side": 12}})
+        config.data.update({"source": "digits", "options": {"side": 12}, "eval_options": {"placements": 4}})
         config.evaluators = {
             "pixel_baseline": {"name": "pixel_baseline"},
             "probe": {"name": "linear_probe"},

@@ -57,6 +57,10 @@ def test_a_config_that_is_not_there_is_named_with_the_nearest(spec, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            {"total_steps": 41, "optimizer.schedule": "cosin"},
+            r"optimizer.schedule is 'cosin'; the nearest .* is 'cosine'",
+        ),
         ({"model.dept": 8}, r"model.dept: 'dept' is unknown; did you mean 'depth'"),
         ({"model.qk_norm": 3}, r"model.qk_norm is 3, but must be of type bool"),
         ({"optimizer.layer_decy": 0.5}, r"optimizer.layer_decy is no field; the nearest is optimizer.layer_decay"),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from transformer_zoo.data.pictures import side_by_side, to_uint8
 from transformer_zoo.layers.patches import patchify, unpatchify
-from transformer_zoo.masking.random import Mask, random_mask
+from transformer_zoo.masking.random import Mask, num_kept, random_mask
 from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, Tree, Variables
 
 
@@ -48,6 +48,12 @@ class MaskedPixels(Task):
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"task.mask_ratio is {self.mask_ratio}, but must lie between 0 and 1, both excluded")
+        rows, columns = self.network.grid
+        if num_kept(rows * columns, self.mask_ratio) == 0:
+            raise ValueError(
+                f"task.mask_ratio {self.mask_ratio} leaves none of {rows} x {columns} patches visible; "
+                f"the highest that leaves one is {1 - 1 / (rows * columns):.4g}"
+            )
 
     def spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
         shape = (batch_size, *self.network.image_size, self.network.channels)

@@ -102,7 +102,7 @@ def sweep(
             start = time.time()
             label = "_".join(f"{key.rpartition('.')[2]}{value}" for key, value in point.items())
             figures = evaluate(chosen, run, build, step, label)
-            setting = ({"run": run.name} if len(runs) > 1 else {}) | dict(point)
+            setting = dict(point) if point and len(runs) == 1 else {"run": run.name} | dict(point)
             row = setting | figures | {"seconds": round(time.time() - start, 2)}
             rows.append(row)
             shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
