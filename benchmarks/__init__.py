@@ -1,0 +1,1 @@
+"""Measurements: the papers' claims at small scale, and speed against peers."""
