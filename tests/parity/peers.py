@@ -1,0 +1,77 @@
+"""What all parity tests share: random parameters, our gradients in the peer's names, the comparison rule."""
+
+import re
+
+import jax
+import numpy as np
+import torch
+
+from transformer_zoo.convert.layout import abstract_variables, layout
+from transformer_zoo.convert.table import Rule, export_arrays, flatten, import_arrays, unflatten
+
+KEY_BIASES = ("k_proj.bias", "k_norm.bias")
+
+
+def randomise(model, keep=()):
+    """Every parameter and buffer at random, also those that start at zero; norms' scales around one."""
+    generator = np.random.default_rng(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in keep:
+                continue
+            noise = torch.tensor(generator.standard_normal(tensor.shape), dtype=tensor.dtype)
+            scale = tensor.ndim == 1 and name.endswith(("weight", "gamma"))
+            tensor.copy_(1 + 0.3 * noise if scale else 0.2 * noise)
+    return model.eval()
+
+
+def state(model):
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+
+
+def load(key, name, module, model):
+    """Our variables from a peer's state_dict, and the layout's rules."""
+    chosen = layout(key, name)
+    abstract, table = abstract_variables(key, module), chosen.table(module)
+    arrays = import_arrays(table, state(model), flatten(abstract), prefixes=chosen.prefixes)
+    return unflatten(arrays, abstract), [rule for rule in table if isinstance(rule, Rule)]
+
+
+def gradients(model, table, grads):
+    """(theirs, ours) by name, for every parameter that the peer trains.
+
+    A bias that all keys share cannot change a softmax, so that its gradient is rounding error in both: it is put beside
+    that of the queries, as where both are one array.
+    """
+    ours = export_arrays(table, flatten(jax.device_get(grads)))
+    theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert theirs.keys() == ours.keys()
+    pairs = {name: (theirs[name], ours[name]) for name in theirs}
+    for name in [name for name in pairs if name.endswith(KEY_BIASES)]:
+        query = re.sub(r"k(_proj|_norm)\.bias$", r"q\1.bias", name)
+        pairs[query] = tuple(np.concatenate(both) for both in zip(pairs[query], pairs.pop(name)))
+    return pairs
+
+
+def worst(pairs):
+    """The largest error of any pair (theirs, ours), as a share of theirs' largest value or of 1e-3."""
+    errors = {
+        name: np.abs(np.asarray(ours) - theirs).max() / max(np.abs(theirs).max(), 1e-3)
+        for name, (theirs, ours) in pairs.items()
+    }
+    name = max(errors, key=errors.get)
+    print(f"worst of {len(errors)}: {name} {errors[name]:.2g}")
+    return errors[name]
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def images(batch, height, width, channels=3):
+    return normal(1, batch, height, width, channels)
+
+
+def to_torch(array):
+    """Channels first."""
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
