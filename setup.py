@@ -22,6 +22,7 @@ setuptools.setup(
         "ml-collections>=1.1.0",
         "absl-py",
         "jaxtyping>=0.3.11",
+        "flatbuffers",  # jax.export cannot write without it
         "numpy",
         "pillow",
         "safetensors",

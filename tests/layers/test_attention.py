@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from transformer_zoo.layers import attention
 from transformer_zoo.layers.attention import Attention, attend, choose_implementation, empty_cache
 from transformer_zoo.layers.attention_kernels import chunked, cudnn, pallas, plain
-from transformer_zoo.layers.blocks import stack
+from transformer_zoo.layers.blocks import scan_blocks
 from transformer_zoo.layers.positions import grid_positions
 from transformer_zoo.layers.rope import rope_tables
 
@@ -449,13 +449,19 @@ class CachedLayer(nn.Module):
         return Attention(2, causal=True)(x, rope=rope, cache=cache)
 
 
+class CachedStack(nn.Module):
+    @nn.compact
+    def __call__(self, x, caches, rope):
+        return scan_blocks(self, CachedLayer(), 3, x, caches, rope)
+
+
 def test_a_scanned_stack_carries_a_cache_for_every_layer_and_shares_the_rope():
     x, rope = normal(76, 1, 4, 8), rope_tables(grid_positions((4,)), (4,))
     empty = empty_cache(1, 4, 2, 4)
     caches = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), empty)
-    (y, caches), params = apply(stack(CachedLayer, 3, broadcast=1)(), x, caches, rope)
+    (y, caches), params = apply(CachedStack(), x, caches, rope)
     assert np.array_equal(caches.length, [4, 4, 4])
-    layers = params["Attention_0"]
+    layers = params["blocks"]["Attention_0"]
     for layer in range(3):
         own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], layers)
         x, cache = jax.jit(Attention(2, causal=True).apply)({"params": own}, x, rope=rope, cache=empty)
