@@ -14,7 +14,6 @@ again while code and config stay as they are. Writes results/claims/SLUG.json.
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,14 +33,14 @@ SIDES = ("method", "baseline")
 def verdict(method: Sequence[float], baseline: Sequence[float], better: str) -> str:
     """The one rule for all claims, on figures paired by seed.
 
-    'holds': every pair agrees, and the mean difference exceeds twice its standard error. 'does not hold': the mean
-    difference is zero or against the claim. Else 'unclear'.
+    'holds': every pair agrees, and the mean difference exceeds twice the standard deviation of the differences. 'does
+    not hold': the mean difference is zero or against the claim. Else 'unclear'.
     """
     differences = (np.asarray(method, float) - np.asarray(baseline, float)) * {"higher": 1, "lower": -1}[better]
-    mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences))
+    mean, deviation = differences.mean(), differences.std(ddof=1)
     if mean <= 0:
         return "does not hold"
-    return "holds" if (differences > 0).all() and mean > 2 * error else "unclear"
+    return "holds" if (differences > 0).all() and mean > 2 * deviation else "unclear"
 
 
 def run_claims(paper: Mapping[str, Any], seeds: int, workdir: Path) -> dict[str, Any]:

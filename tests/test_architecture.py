@@ -33,6 +33,8 @@ def imports_of(file):
 
 def test_a_room_imports_only_rooms_above_it():
     for file in Path("transformer_zoo").rglob("*.py"):
+        if file.name == "__main__.py":
+            continue  # a command stands at the door and may use every room
         room = file.relative_to("transformer_zoo").parts[0].removesuffix(".py")
         for name in imports_of(file):
             match = re.match(r"transformer_zoo\.(\w+)", name)

@@ -2,17 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")  # of PIL, in small letters
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)  # as mean and std: pixels in [-1, 1]
 
@@ -25,7 +20,7 @@ class Preprocessing:
         size: (height, width) of the result.
         mean, std: of pixels in [0, 1], by channel.
         crop: `size` as a share of the resized image.
-        interpolation: a key of `FILTERS`.
+        interpolation: one of `FILTERS`.
         keep_aspect: whether the shorter side is resized to size / crop (timm); otherwise both are (transformers).
     """
 
@@ -36,12 +31,14 @@ class Preprocessing:
     interpolation: str = "bicubic"
     keep_aspect: bool = True
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Float[np.ndarray, "height width 3"]:
+    def __call__(self, image: Any) -> Float[np.ndarray, "height width 3"]:
         """The float32 input of the network, from a PIL image or a uint8 array [height, width, 3] or [height, width].
 
         Raises:
             ValueError: an array of another dtype, or an unknown interpolation.
         """
+        from PIL import Image  # only where images are read
+
         if self.interpolation not in FILTERS:
             raise ValueError(f"interpolation {self.interpolation!r} is none of {', '.join(FILTERS)}")
         if isinstance(image, np.ndarray):
@@ -50,7 +47,7 @@ class Preprocessing:
             image = Image.fromarray(image)
         image = image.convert("RGB")
         height, width = self.resized((image.height, image.width))
-        image = image.resize((width, height), FILTERS[self.interpolation])
+        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         image = image.crop((left, top, left + self.size[1], top + self.size[0]))
         pixels = np.asarray(image, np.float32) / np.float32(255)

@@ -17,6 +17,8 @@ TASKS = {
 }
 EVALUATORS = {
     "linear_probe": "transformer_zoo.evaluation.probes:LinearProbe",
+    "nearest_neighbours": "transformer_zoo.evaluation.probes:NearestNeighbours",
+    "few_shot": "transformer_zoo.evaluation.probes:FewShot",
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
 }
 
