@@ -103,7 +103,7 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def update(self, state: Any, arrays: Tree, batch: Batch) -> Any:
-        """Adds one batch (numpy) to the state, which is None for the first one of a split."""
+        """Adds one batch (numpy; its `split` names the split) to the state, which is None for the split's first."""
 
     @abc.abstractmethod
     def result(self, *states: Any) -> Result:

@@ -45,7 +45,7 @@ class Judge:
             for number, (host, batch) in enumerate(to_device(batches(split, judge.batches), sharding)):
                 batch_ctx = ctx.replace(key=jax.random.fold_in(ctx.key, number))
                 arrays = jax.device_get(self._compute[name](variables, batch, batch_ctx))
-                state = judge.update(state, arrays, host)
+                state = judge.update(state, arrays, {**host, "split": split})
             if state is None:
                 raise ValueError(f"evaluator {name!r}: the split {split!r} gave no batch")
             states.append(state)
