@@ -269,7 +269,8 @@ def _number(value: Any) -> str:
 def _curves(panels: Mapping[str, Mapping[str, Series]], names: Iterable[str]) -> str:
     others = dict.fromkeys(split for splits in panels.values() for split in splits if split != "train")
     colors = {split: f"var(--s{number % _COLORS})" for number, split in enumerate(["train", *others])}
-    names = [name for name in names if max(len(values) for _, values in panels[name].values()) > 1]  # else no curve
+    # A figure that was measured once, at the end, stands in the table and makes no curve.
+    names = [name for name in names if "train" in panels[name] or any(len(y) > 1 for _, y in panels[name].values())]
     body = "".join(_panel(name, dict(sorted(panels[name].items(), key=_train_first)), colors) for name in names)
     return f"<div class=curves>{body}</div>" if body else ""
 
