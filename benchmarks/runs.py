@@ -84,12 +84,13 @@ def train_runs(runs: Mapping[str, Any], seed: int, workdir: Path, commit: str) -
             finished.write_text(json.dumps({"figures": figures, "seconds": seconds}))
         record = json.loads(finished.read_text())
         task = task_of(config, folder)
+        variables = abstract_variables(task)
         found[name] = Run(
             config=config,
             folder=folder,
             figures=record["figures"],
-            parameters=num_parameters(task),
-            flops=training_flops(task, config) + (earlier.flops if earlier else 0),
+            parameters=num_parameters(variables),
+            flops=training_flops(task, variables, config) + (earlier.flops if earlier else 0),
             seconds=record["seconds"] + (earlier.seconds if earlier else 0),
         )
     return found
@@ -113,9 +114,8 @@ def trained_variables(run: Run) -> Variables:
     return Variables(restored.get("ema") or restored["params"], restored.get("state", {}))
 
 
-def training_flops(task: Task, config: Any) -> float:
+def training_flops(task: Task, variables: Variables, config: Any) -> float:
     """FLOPs of loss and gradient over all steps of a run; what the optimizer does is not counted."""
-    variables = abstract_variables(task)
     total = 0.0
     for player in task.players:
         abstract = jax.eval_shape(

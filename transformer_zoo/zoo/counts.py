@@ -16,15 +16,16 @@ from transformer_zoo.zoo.build import build_task
 from transformer_zoo.zoo.index import paper, sizes
 
 PAPERS = Path(__file__).parent / "papers"
+ORDER = ("parameters", "published_parameters", "macs", "published_macs", "note")  # of a size's lines
 
 
-def num_parameters(task: Task) -> int:
-    """Trained parameters of all players, from the shapes that `task.init` gives."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(task).params))
+def num_parameters(variables: Variables) -> int:
+    """Parameters of all players, of arrays or of what stands for them."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.params))
 
 
-def forward_macs(task: Task) -> int:
-    """Multiply-accumulates of the loss of one example, evaluation mode, without its gradient.
+def forward_macs(task: Task, variables: Variables) -> int:
+    """Multiply-accumulates of the loss of one example, in evaluation mode, without its gradient.
 
     Raises:
         ValueError: a kernel or a loop whose work no jaxpr shows.
@@ -34,7 +35,7 @@ def forward_macs(task: Task) -> int:
     def loss(variables: Variables, batch: Batch, ctx: Context) -> Any:
         return task.loss(variables, batch, ctx)[0]
 
-    counted = count_flops(loss, abstract_variables(task), task.spec(1), abstract)
+    counted = count_flops(loss, variables, task.spec(1), abstract)
     if counted.opaque or counted.unknown_loops:
         raise ValueError(f"work is hidden in {', '.join(counted.opaque) or 'a loop of unknown length'}; count on a CPU")
     return counted.total // 2
@@ -49,7 +50,8 @@ def recount(key: str) -> dict[str, dict[str, int]]:
     found = {}
     for size in sizes(key):
         task = build_task(load_config(f"{paper(key)['config']}:{size}"))
-        found[size] = {"parameters": num_parameters(task), "macs": forward_macs(task)}
+        variables = abstract_variables(task)
+        found[size] = {"parameters": num_parameters(variables), "macs": forward_macs(task, variables)}
     return found
 
 
@@ -59,20 +61,22 @@ def write_counts(key: str, counts: dict[str, dict[str, Any]], folder: Path = PAP
     text, changes = file.read_text(), []
     for size, figures in counts.items():
         for name, value in figures.items():
-            table = re.search(rf"^\[sizes\.{re.escape(size)}\]\n((?!\[).*\n)*", text, re.MULTILINE)
+            table = re.search(rf"^\[sizes\.{re.escape(size)}\].*\n((?!\[).*\n)*", text, re.MULTILINE)
             if table is None:
                 raise ValueError(f"{file} has no table [sizes.{size}]")
-            line = re.search(rf"^{name} = (.*)\n", table[0], re.MULTILINE)
-            if line and int(line[1].replace("_", "")) == value:
+            line = re.search(rf"^{name} = (\w+).*\n", table[0], re.MULTILINE)
+            if line and int(line[1]) == value:
                 continue
             changes.append(f"{key} {size}.{name}: {line[1] if line else '(absent)'} -> {value:_}")
             if line:
-                start, end = line.span()
-            else:  # behind the line that it belongs behind
-                before = r"\[sizes|arguments = " + ("|parameters = |published_parameters = " if name == "macs" else "")
-                start = end = max(found.end() for found in re.finditer(rf"^({before}).*\n", table[0], re.MULTILINE))
-            start, end = start + table.start(), end + table.start()
-            text = f"{text[:start]}{name} = {value:_}\n{text[end:]}"
+                start, end = line.span(1)
+                new = f"{value:_}"
+            else:  # in front of the first line that belongs behind it
+                behind = re.search(rf"^({'|'.join(ORDER[ORDER.index(name) + 1 :])}) = ", table[0], re.MULTILINE)
+                own = re.sub(r"(\n(#.*)?)+\Z", "\n", table[0])  # without comments that belong to what follows
+                start = end = behind.start() if behind else len(own)
+                new = f"{name} = {value:_}\n"
+            text = text[: table.start() + start] + new + text[table.start() + end :]
     if changes:
         file.write_text(text)
     return changes
