@@ -2,6 +2,8 @@
 
 import os
 
+COMMAND_ENVIRONMENT = dict(os.environ)  # for commands that a test starts: they see the machine as a user does
+
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "32"  # threads for eight devices: with fewer, devices wait for each other's collectives for ever

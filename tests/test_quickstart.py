@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+from tests.conftest import COMMAND_ENVIRONMENT
+
 FIGURES = ("pixel_baseline", "probe", "probe_random", "finetune", "fewlabel_finetune", "fewlabel_scratch")
 
 
 def test_the_quickstart_learns_what_it_says(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=COMMAND_ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     pixels, probe, random, finetuned, few, scratch = (last[f"test/{name}_accuracy"] for name in FIGURES)

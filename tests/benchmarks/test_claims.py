@@ -68,17 +68,15 @@ def trained(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "baseline", "better", "expected"),
     [
-        ([0.6, 0.7, 0.8], [0.5, 0.6, 0.7], "higher", "holds"),  # paired: all differ by 0.1, though the sets overlap
-        ([0.6, 0.7, 0.8], [0.5, 0.6, 0.7], "lower", "does not hold"),
-        ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], "lower", "holds"),
-        ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], "higher", "does not hold"),
-        ([0.9, 0.9, 0.4], [0.5, 0.5, 0.5], "higher", "unclear"),  # a pair disagrees
-        ([0.51, 0.51, 0.9], [0.5, 0.5, 0.5], "higher", "unclear"),  # mean 0.14, standard error 0.13
-        ([0.51, 0.52, 0.53], [0.5, 0.5, 0.5], "higher", "holds"),  # mean 0.02, standard error 0.006
-        ([0.51, 0.56, 0.51, 0.56], [0.5] * 4, "higher", "holds"),  # mean 0.035, twice the standard error 0.029
+        ([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], "higher", "holds"),
+        ([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], "lower", "does not hold"),
+        ([0.1, 0.2], [0.3, 0.4], "lower", "holds"),
+        ([0.9, 0.7, 0.9], [0.8, 0.8, 0.8], "higher", "unclear"),  # one pair disagrees
+        ([0.9, 0.81, 0.95], [0.8, 0.8, 0.8], "higher", "unclear"),  # all agree, but by less than twice the deviation
+        ([0.8, 0.8], [0.8, 0.8], "higher", "does not hold"),
     ],
 )
-def test_verdicts_follow_the_rule(method, baseline, better, expected):
+def test_one_rule_judges_all(method, baseline, better, expected):
     assert claims.verdict(method, baseline, better) == expected
 
 

@@ -100,18 +100,6 @@ def test_no_method_tells_shuffled_labels_from_chance():
         assert abs(classifiers.chosen_accuracy(candidates, val, test) - 1 / CLASSES) < 3 * sigma
 
 
-def test_one_full_batch_step_of_sgd_is_the_gradient_at_zero():
-    features, labels = records(6, 50)
-    inputs = standardised(features, features)
-    onehot = np.eye(CLASSES)[labels]
-    # One step at the schedule's start, weights 0: softmax is uniform, so the gradient is inputs^T (1/C - onehot) / n.
-    kernel = 0.5 * inputs.T @ (onehot - 1 / CLASSES) / 50
-    bias = 0.5 * (onehot - 1 / CLASSES).mean(axis=0)
-    (predict,) = classifiers.softmax_sgd((features, labels), learning_rates=(0.5,), epochs=1, batch_size=64)
-    expected = (inputs @ kernel + bias).argmax(axis=1)
-    assert len(set(expected)) == CLASSES and np.array_equal(predict(features), expected)
-
-
 def test_momentum_and_cosine_decay_follow_their_formulas():
     features, labels = records(7, 30)
     inputs, onehot = standardised(features, features), np.eye(CLASSES)[labels]
@@ -142,19 +130,19 @@ def test_momentum_and_cosine_decay_follow_their_formulas():
 # Nearest neighbours
 
 
-@pytest.mark.parametrize("k", [1, 7, 90])
-def test_nearest_neighbours_vote_as_in_a_plain_loop(k):
+@pytest.mark.parametrize("k, temperature", [(1, 0.07), (7, 0.07), (90, 1.0)])
+def test_nearest_neighbours_vote_as_in_a_plain_loop(k, temperature):
     (features, labels), queries = records(1, 90, 2.0), records(2, 33, 2.0)[0]
-    labels = labels * 3 + 1
+    features, queries, labels = features - 3, queries - 3, labels * 3 + 1  # cosines of both signs, classes with gaps
     expected = []
     for query in queries:
         cosines = features @ query / np.linalg.norm(features, axis=1) / np.linalg.norm(query)
         votes = np.zeros(labels.max() + 1)
         for near in np.argsort(-cosines)[:k]:
-            votes[labels[near]] += np.exp(cosines[near] / 0.07)
+            votes[labels[near]] += np.exp(cosines[near] / temperature)
         expected.append(votes.argmax())
     for train_chunk, query_chunk in ((90, 33), (20, 8)):  # at once, and in parts that do not divide the whole
-        predict = classifiers.nearest_neighbours((features, labels), k, 0.07, train_chunk, query_chunk)
+        predict = classifiers.nearest_neighbours((features, labels), k, temperature, train_chunk, query_chunk)
         assert np.array_equal(predict(queries), expected)
     assert len(set(expected)) > 2
 
@@ -182,7 +170,14 @@ def test_more_shots_tell_more_and_a_choice_has_as_many_records_of_each_class(mon
     monkeypatch.setattr(classifiers, "moments", lambda chosen: seen.append(chosen) or whole(chosen))
     one, ten = (classifiers.few_shot_accuracy(train, val, test, shots, 3) for shots in (1, 10))
     assert 1.5 / CLASSES < one < ten - 0.05
-    for shots, choices in ((1, seen[:3]), (10, seen[3:])):
+    for shots, choices, figure in ((1, seen[:3], one), (10, seen[3:], ten)):
+        fitted = [classifiers.ridge(whole(chosen)) for chosen in choices]
+        by_strength = {}  # one strength for all choices: of the best sum on val, the first among equals
+        for candidates in zip(*fitted):
+            on_val = sum((predict(val[0]) == val[1]).sum() for predict in candidates)
+            by_strength.setdefault(on_val, np.mean([predict(test[0]) == test[1] for predict in candidates]))
+        assert figure == pytest.approx(by_strength[max(by_strength)])
+        assert len(by_strength) > 3
         rows = [{tuple(x) for x in features} for features, _ in choices]
         assert all(np.array_equal(np.bincount(labels), [shots] * CLASSES) for _, labels in choices)
         assert len(rows) == 3 and all(len(chosen) == shots * CLASSES for chosen in rows)

@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from tests.conftest import COMMAND_ENVIRONMENT
 from tests.training import toys
 from tests.training.test_loop import arrays, train
 from transformer_zoo.training import checkpoints as store
@@ -69,7 +70,7 @@ loop.train(config, toys.Regression(), {}, toys.toy_data(make), Path(sys.argv[1])
 
 def start(workdir):
     """The script in its own process, once it has consumed thirty batches."""
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""}
+    environment = COMMAND_ENVIRONMENT | {"PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), str(workdir)],
         stdout=subprocess.PIPE,
@@ -102,7 +103,7 @@ def start_resumed(workdir, step):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""},
+        env=COMMAND_ENVIRONMENT | {"PYTHONPATH": os.getcwd()},
     )
     lines = []
     for line in process.stdout:

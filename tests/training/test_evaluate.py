@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.conftest import COMMAND_ENVIRONMENT
 from tests.training.test_stages import PRETRAIN
 from transformer_zoo import zoo
 from transformer_zoo.training import evaluate, stages
@@ -55,7 +56,7 @@ def test_a_checkpoint_that_does_not_fit_the_config_is_refused_with_the_array(run
 def test_the_command_evaluates_a_folder_of_runs_with_the_config_of_each(run):
     workdir, _, figures = run
     command = [sys.executable, "eval.py", f"--config={MAE}", f"--workdir={workdir.parent}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=COMMAND_ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((workdir.parent / "sweep.json").read_text())
     assert row["test/reconstruction_loss"] == pytest.approx(figures["test/reconstruction_loss"], rel=1e-4)

@@ -132,5 +132,5 @@ def test_writing_the_readme_leaves_the_rest_of_it(tmp_path):
         rows, _, after = rest.partition("\n<!-- /papers -->")
         assert (before, after) == ("before\n", "\nafter\n")
         assert len(rows.splitlines()) == 2 + len(zoo.papers())
-        assert "| building | 2 hold, 1 do not hold, 1 not run |" in rows and "Ti16 5.72M, S16 22.1M" in rows
+        assert "| verified | 2 hold, 1 do not hold, 1 not run |" in rows and "Ti16 5.72M, S16 22.1M" in rows
         assert f"{len(zoo.paper('mae')['claims'])} not run |" in rows
