@@ -24,7 +24,7 @@ from transformer_zoo.layers.patches import PatchEmbed, grid_of
 from transformer_zoo.layers.pooling import AttentionPool
 from transformer_zoo.layers.positions import LearnedPositions, grid_positions, sincos_2d
 from transformer_zoo.layers.rope import rope_tables
-from transformer_zoo.masking.random import num_kept, random_mask, take_tokens
+from transformer_zoo.masking.random import mask_from_scores, num_kept, take_tokens
 
 POOLS = ("class_token", "mean", "attention", "none")
 POSITIONS = ("learned", "sincos_2d", "sincos_2d_big_vision", "rope_2d", "none")
@@ -119,8 +119,9 @@ class ViT(nn.Module):
         patches = PatchEmbed(self.width, self.patch_size, dtype=self.dtype, name="patch_embed")(images)
         tokens, prefix_positions, rope = self._add_positions(patches, grid)
         if train and self.patch_dropout and keep is None:
-            mask_key, count = self.make_rng("dropout"), tokens.shape[1]
-            keep = random_mask(mask_key, tokens.shape[0], count, 1 - num_kept(count, self.patch_dropout) / count).keep
+            kept = max(1, num_kept(tokens.shape[1], self.patch_dropout))
+            scores = jax.random.uniform(self.make_rng("dropout"), tokens.shape[:2])
+            keep = mask_from_scores(scores, kept).keep
         if keep is not None:
             tokens = take_tokens(tokens, keep)
             if rope is not None:
