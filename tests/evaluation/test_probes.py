@@ -130,8 +130,11 @@ def test_momentum_and_cosine_decay_follow_their_formulas():
 # Nearest neighbours
 
 
-@pytest.mark.parametrize("k, temperature", [(1, 0.07), (7, 0.07), (90, 1.0)])
-def test_nearest_neighbours_vote_as_in_a_plain_loop(k, temperature):
+@pytest.mark.parametrize(
+    "k, temperature, train_chunk, query_chunk",  # at once, and in parts that do not divide the whole
+    [(1, 0.07, 90, 33), (7, 0.07, 20, 8), (90, 1.0, 20, 8)],
+)
+def test_nearest_neighbours_vote_as_in_a_plain_loop(k, temperature, train_chunk, query_chunk):
     (features, labels), queries = records(1, 90, 2.0), records(2, 33, 2.0)[0]
     features, queries, labels = features - 3, queries - 3, labels * 3 + 1  # cosines of both signs, classes with gaps
     expected = []
@@ -141,9 +144,8 @@ def test_nearest_neighbours_vote_as_in_a_plain_loop(k, temperature):
         for near in np.argsort(-cosines)[:k]:
             votes[labels[near]] += np.exp(cosines[near] / temperature)
         expected.append(votes.argmax())
-    for train_chunk, query_chunk in ((90, 33), (20, 8)):  # at once, and in parts that do not divide the whole
-        predict = classifiers.nearest_neighbours((features, labels), k, temperature, train_chunk, query_chunk)
-        assert np.array_equal(predict(queries), expected)
+    predict = classifiers.nearest_neighbours((features, labels), k, temperature, train_chunk, query_chunk)
+    assert np.array_equal(predict(queries), expected)
     assert len(set(expected)) > 2
 
 

@@ -97,7 +97,7 @@ class Small(nn.Module):
 def test_rematerialising_changes_no_number_also_with_dropout_and_drop_path():
     params = filled(jax.eval_shape(Stack(Small()).init, KEYS, X)["params"])
     expected = compiled_gradient(Stack(Small()), params)(params, X, KEY)
-    for remat, unroll in (("full", 1), ("dots_no_batch", 1), ("full", DEPTH)):
+    for remat, unroll in (("dots_no_batch", 1), ("full", DEPTH)):
         ours = compiled_gradient(Stack(Small(), remat=remat, unroll=unroll), params)(params, X, KEY)
         assert difference(ours, expected) < 1e-5, (remat, unroll)
 

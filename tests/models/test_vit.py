@@ -40,7 +40,7 @@ NETWORKS = {
         channels=1,
         pool="none",
         class_token=False,
-        positions="none",
+        positions="sincos_2d_big_vision",
         final_norm="none",
         qkv_bias=False,
         use_bias=False,
@@ -143,8 +143,8 @@ def reference(network, params, image, keep=None):
         table = resize_positions(jnp.asarray(params["positions"]["table"]), network.grid, grid, prefix=ahead)
         x = x + table[ahead:]
         prefix = prefix + table[:ahead] if ahead else prefix
-    elif network.positions == "sincos_2d":
-        x = x + sincos_2d(grid, network.width)
+    elif network.positions.startswith("sincos_2d"):
+        x = x + sincos_2d(grid, network.width, "big_vision" if network.positions.endswith("big_vision") else "mae")
     keep = np.arange(len(x)) if keep is None else keep
     x = np.concatenate([prefix, x[keep]])
     rows, columns = np.concatenate([np.zeros((len(prefix), 2)), places[keep]]).T
