@@ -31,13 +31,13 @@ def get_config(variant="tiny"):
             depth=4,
             width=96,
             num_heads=3,
-            decoder_depth=2,
+            decoder_depth=1,
             decoder_width=64,
             decoder_num_heads=2,
             unroll=4,
         )
         config.task.update({"mask_ratio": 0.65, "normalise_targets": False})  # 3 of 9 patches visible
-        config.data.update({"source": "digits", "options": {"side": 12}, "eval_options": {"placements": 16}})
+        config.data.update({"source": "digits", "options": {"side": 12}, "eval_options": {"placements": 4}})
         config.evaluators = {
             "pixel_baseline": {"name": "pixel_baseline"},
             "probe": {"name": "linear_probe"},

@@ -14,7 +14,7 @@ TAKE_ENCODER = {"stage": "pretrain", "table": (("params/model/encoder/(?!norm/)(
 
 
 def get_config():
-    few_labels = {"data.options.labels_per_class": 10}
+    few_labels = {"data.options.labels_per_class": 10, "batch_size": 64}
     return ConfigDict(
         {
             "stages": (

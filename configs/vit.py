@@ -35,7 +35,7 @@ def get_config(variant="tiny"):
             unroll=4,
         )
         config.data.update(
-            {"source": "digits", "options": {"side": 12, "labels_per_class": 0}, "eval_options": {"placements": 16}}
+            {"source": "digits", "options": {"side": 12, "labels_per_class": 0}, "eval_options": {"placements": 4}}
         )
         config.total_steps, config.batch_size = 400, 128
         config.optimizer = {
