@@ -36,8 +36,9 @@ def get_config(variant="tiny"):
             decoder_num_heads=2,
             unroll=4,
         )
-        config.task.update({"mask_ratio": 0.65, "normalise_targets": False})  # 3 of 9 patches visible
-        config.data.update({"source": "digits", "options": {"side": 12}, "eval_options": {"placements": 4}})
+        config.task.update({"mask_ratio": 0.55, "normalise_targets": False})  # 4 of 9 patches visible
+        placements = {"train_options": {"placements": 8}, "eval_options": {"placements": 4}}  # what probes learn from
+        config.data.update({"source": "digits", "options": {"side": 12}} | placements)
         config.evaluators = {
             "pixel_baseline": {"name": "pixel_baseline"},
             "probe": {"name": "linear_probe"},
