@@ -1,24 +1,22 @@
 import dataclasses
 import functools
+import importlib
+import pkgutil
 
 import numpy as np
 import pytest
 
-from tests.convert.samples import VITS, filled, mae, random_arrays, vit
+from tests.convert import cases
+from tests.convert.samples import filled, random_arrays, vit
 from transformer_zoo.convert.layout import abstract_variables, detect, layout, paper_layouts, papers
 from transformer_zoo.convert.table import Rule, export_arrays, flatten, import_arrays
 
-CASES = {("vit", "timm", kind): vit(kind) for kind in VITS}
-for name in ("transformers", "transformers_state"):
-    CASES |= {
-        ("vit", name, "classifier"): vit(prefix_positions=True, norm_epsilon=1e-12),
-        ("vit", name, "pooler"): vit(
-            prefix_positions=True, norm_epsilon=1e-12, num_classes=0, representation_size=12, qkv_bias=False
-        ),
-    }
-CASES[("mae", "reference", "")] = mae()
-for name in ("transformers", "transformers_saved", "transformers_state"):
-    CASES[("mae", name, "")] = mae(norm_epsilon=1e-12)
+# Every file of cases/ holds small networks of one paper, {(layout, kind): network}; a new paper adds a file.
+CASES = {
+    (module.name, *case): network
+    for module in pkgutil.iter_modules(cases.__path__)
+    for case, network in importlib.import_module(f"{cases.__name__}.{module.name}").CASES.items()
+}
 
 
 @functools.cache

@@ -44,13 +44,46 @@ def gradients(model, table, grads):
     that of the queries, as where both are one array.
     """
     ours = export_arrays(table, flatten(jax.device_get(grads)))
-    theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    theirs = {
+        name: np.zeros(tuple(parameter.shape), np.float32) if parameter.grad is None else parameter.grad.numpy()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     assert theirs.keys() == ours.keys()
     pairs = {name: (theirs[name], ours[name]) for name in theirs}
     for name in [name for name in pairs if name.endswith(KEY_BIASES)]:
         query = re.sub(r"k(_proj|_norm)\.bias$", r"q\1.bias", name)
         pairs[query] = tuple(np.concatenate(both) for both in zip(pairs[query], pairs.pop(name)))
     return pairs
+
+
+def like(key, name, network, model, **options):
+    """A network of ours as a peer's arrays tell it, and `options` where they do not."""
+    chosen = layout(key, name)
+    return network(**chosen.arguments(chosen.strip(state(model)), options) | options)
+
+
+def agree(module, key, name, model, theirs, pixels, ours=lambda output, aux: output):
+    """Worst relative error of an output and of every parameter's gradient for one cotangent.
+
+    `theirs` is the peer's output, `ours` takes the same out of what the network returns.
+    """
+    variables, table = load(key, name, module, model)
+    cotangent = normal(2, *theirs.shape)
+    (theirs * torch.from_numpy(np.asarray(cotangent))).sum().backward()
+
+    @jax.jit
+    def run(params, rest, pixels):
+        def loss(params):
+            output = ours(*module.apply({"params": params, **rest}, pixels))
+            return (output * cotangent).sum(), output
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    (_, output), grads = run(variables["params"], rest, pixels)
+    pairs = gradients(model, table, {"params": grads}) | {"output": (theirs.detach().numpy(), output)}
+    return worst(pairs)
 
 
 def worst(pairs):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from tests.parity.peers import gradients, images, load, normal, randomise, state, to_torch, worst
-from transformer_zoo.convert.layout import layout
+from tests.parity import peers
+from tests.parity.peers import images, load, normal, randomise, to_torch, worst
 from transformer_zoo.layers.positions import resize_positions
 from transformer_zoo.models.backbones.vit import ViT
 from transformer_zoo.zoo.export import save_as
@@ -36,27 +38,11 @@ def timm_model(case):
 
 
 def like(model, name, size):
-    """Our network from a state_dict and what it does not tell."""
-    arrays = layout("vit", name).strip(state(model))
-    return ViT(**{"num_heads": 3} | layout("vit", name).arguments(arrays, {"image_size": size}) | {"image_size": size})
+    return peers.like("vit", name, functools.partial(ViT, num_heads=3), model, image_size=size)
 
 
 def agree(module, name, model, theirs, pixels):
-    """Worst relative error of an output and of every parameter's gradient for one cotangent."""
-    variables, table = load("vit", name, module, model)
-    cotangent = normal(2, *theirs.shape)
-    (theirs * torch.from_numpy(cotangent)).sum().backward()
-
-    @jax.jit
-    def run(variables, pixels):
-        def loss(variables):
-            output, _ = module.apply(variables, pixels)
-            return (output * cotangent).sum(), output
-
-        return jax.value_and_grad(loss, has_aux=True)(variables)
-
-    (_, output), grads = run(variables, pixels)
-    return worst(gradients(model, table, grads) | {"output": (theirs.detach().numpy(), output)})
+    return peers.agree(module, "vit", name, model, theirs, pixels)
 
 
 @pytest.mark.parametrize("case", TIMM)

@@ -61,7 +61,11 @@ def scan_blocks(
     def init(key: Array) -> Any:
         first = jax.tree.map(lambda leaf: leaf[0], scanned)
         keys = jax.random.split(key, depth)
-        return jax.vmap(lambda key: block.init({"params": key, "dropout": key}, x, first, *broadcast)["params"])(keys)
+
+        def one(key: Array) -> Any:
+            return block.init({"params": key, "dropout": key}, x, first, *broadcast).get("params", {})
+
+        return jax.vmap(one)(keys)
 
     params = parent.param(name, init)
     keys = jax.random.split(parent.make_rng("dropout"), depth) if parent.has_rng("dropout") else None

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, Tree, Variables
+from transformer_zoo.tasks.networks import apply_network, init_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Classification(Task):
     """Softmax or sigmoid cross-entropy.
 
     Attributes:
-        network: gives (logits [batch, num_classes], aux) of images; has image_size, channels, num_classes, depths.
+        network: gives (logits [batch, num_classes], aux) of images; has image_size, channels and layer_numbers.
         loss_kind: 'softmax', or 'sigmoid' for one binary decision a class (Beyer et al. 2020, arXiv 2006.07159).
         label_smoothing: share of the target spread evenly over all classes.
     """
@@ -39,25 +40,23 @@ class Classification(Task):
         }
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        images = jnp.zeros(self.spec()["image"].shape)
-        return Variables(params={"model": self.network.init(key, images)["params"]})
+        params, state = init_network(self.network, key, jnp.zeros(self.spec()["image"].shape))
+        return Variables(params={"model": params}, state={"model": state} if state else {})
 
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
-        logits, _ = self.network.apply(
-            {"params": variables.params["model"]}, batch["image"], train=ctx.train, rngs={"dropout": ctx.key}
-        )
+        logits, _, state = apply_network(self.network, variables, batch["image"], key=ctx.key, train=ctx.train)
         accuracy = (logits.argmax(axis=-1) == batch["label"]).mean()
-        return self._losses(logits, batch["label"]).mean(), Aux(metrics={"accuracy": accuracy})
+        return self._losses(logits, batch["label"]).mean(), Aux(metrics={"accuracy": accuracy}, state=state)
 
     def evaluators(self) -> dict[str, Evaluator]:
         return {"": Accuracy(task=self)}
 
     def features(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
-        _, aux = self.network.apply({"params": variables.params["model"]}, batch["image"])
+        _, aux, _ = apply_network(self.network, variables, batch["image"])
         return {"pooled": aux["pooled"], "levels": aux["levels"]}
 
     def depths(self, params: Tree) -> Tree:
-        return self.network.depths(params)
+        return self.network.layer_numbers(params)
 
     def _losses(self, logits: Float[Array, "batch classes"], labels: Array) -> Float[Array, " batch"]:
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
@@ -74,7 +73,7 @@ class Accuracy(Evaluator):
 
     def compute(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
         assert self.task is not None
-        logits, _ = self.task.network.apply({"params": variables.params["model"]}, batch["image"])
+        logits, _, _ = apply_network(self.task.network, variables, batch["image"])
         return {
             "accuracy": logits.argmax(axis=-1) == batch["label"],
             "loss": self.task._losses(logits, batch["label"]),

@@ -131,28 +131,28 @@ def timm(vit: ViT) -> Table:
 def timm_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `ViT` that a state_dict of timm tells; `pool` is timm's default for the arrays that there are."""
     class_token = "cls_token" in arrays
-    registers = _rows(arrays, "reg_token")
+    registers = num_rows(arrays, "reg_token")
     prefix = int(class_token) + registers
-    found = stem(arrays["patch_embed.proj.weight"], _rows(arrays, "pos_embed"), (0, prefix), options)
+    found = stem(arrays["patch_embed.proj.weight"], num_rows(arrays, "pos_embed"), (0, prefix), options)
     prefix_rows = found.pop("prefix_rows", None)
     pooled = "fc_norm.weight" in arrays
     found |= {
         "depth": count(arrays, "blocks.{i}"),
         "mlp_ratio": hidden_ratio(arrays["blocks.0.mlp.fc1.weight"]),
-        "num_classes": _width(arrays, "head.weight"),
+        "num_classes": first_axis(arrays, "head.weight"),
         "class_token": class_token,
         "num_registers": registers,
         "pool": "attention" if "attn_pool.latent" in arrays else "mean" if pooled or not class_token else "class_token",
         "positions": "none" if prefix_rows is None else "learned",
         "prefix_positions": bool(prefix_rows),
         "final_norm": "pooled" if pooled else "tokens" if "norm.weight" in arrays else "none",
-        "representation_size": _width(arrays, "pre_logits.fc.weight"),
+        "representation_size": first_axis(arrays, "pre_logits.fc.weight"),
         "qkv_bias": "blocks.0.attn.qkv.bias" in arrays,
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in arrays else 0.0,
         "qk_norm": "blocks.0.attn.q_norm.weight" in arrays,
     }
     if found["qk_norm"]:
-        found["num_heads"] = found["width"] // _width(arrays, "blocks.0.attn.q_norm.weight")
+        found["num_heads"] = found["width"] // first_axis(arrays, "blocks.0.attn.q_norm.weight")
     return found
 
 
@@ -207,16 +207,16 @@ def transformers(vit: ViT, names: Mapping[str, Any]) -> Table:
 
 def transformers_arguments(arrays: Arrays, options: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `ViT` that the arrays of a transformers model tell."""
-    rows = _rows(arrays, "embeddings.position_embeddings")
+    rows = num_rows(arrays, "embeddings.position_embeddings")
     found = stem(arrays["embeddings.patch_embeddings.projection.weight"], rows, (1,), options)
     del found["prefix_rows"]
     first = numbered(names["blocks"], {"i": 0})
     return found | {
         "depth": count(arrays, names["blocks"]),
         "mlp_ratio": hidden_ratio(arrays[f"{first}.{names['up']}.weight"]),
-        "num_classes": _width(arrays, "classifier.weight"),
+        "num_classes": first_axis(arrays, "classifier.weight"),
         "prefix_positions": True,
-        "representation_size": _width(arrays, "pooler.dense.weight"),
+        "representation_size": first_axis(arrays, "pooler.dense.weight"),
         "qkv_bias": f"{first}.{names['qkv'][0]}.bias" in arrays,
         "norm_epsilon": 1e-12,
     }
@@ -246,12 +246,12 @@ def _positions(vit: ViT, theirs: str) -> Table:
     return [fixed_positions(theirs, vit.grid, vit.width, vit.num_prefix, order)]
 
 
-def _rows(arrays: Arrays, name: str) -> int:
+def num_rows(arrays: Arrays, name: str) -> int:
     """Rows of a table [1, rows, width]; 0 where there is none."""
     return arrays[name].shape[1] if name in arrays else 0
 
 
-def _width(arrays: Arrays, name: str) -> int:
+def first_axis(arrays: Arrays, name: str) -> int:
     """Length of the first axis; 0 where there is no such array."""
     return arrays[name].shape[0] if name in arrays else 0
 

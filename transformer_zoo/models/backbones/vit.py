@@ -92,7 +92,7 @@ class ViT(nn.Module):
         """Tokens before the patches."""
         return int(self.class_token) + self.num_registers
 
-    def depths(self, params: Any) -> Any:
+    def layer_numbers(self, params: Any) -> Any:
         """Layer number of every parameter: 0 the stem, 1 to depth the blocks, depth + 1 the rest."""
         return layer_depths(params, self.depth)
 
