@@ -245,3 +245,14 @@ def test_the_step_gives_no_float64_and_keeps_float32_parameters(tmp_path):
     train(toys.Regression(), tmp_path)
     kinds = {name: leaf.dtype for name, leaf in arrays(tmp_path).items() if name.startswith("params")}
     assert set(kinds.values()) == {jnp.dtype("float32")}
+
+
+def test_an_evaluator_that_cannot_work_stops_the_run_at_its_start(tmp_path):
+    class Misspelt(toys.Error):
+        def compute(self, variables, batch, ctx):
+            raise ValueError("feature 'poold' is unknown; did you mean 'pooled'?")
+
+    judges = {"probe": Misspelt(every=-1)}
+    with pytest.raises(UserError, match=r"evaluator 'probe': feature 'poold' .* did you mean 'pooled'"):
+        loop.train(toys.toy_config(), toys.Regression(), judges, toys.toy_data(), tmp_path)
+    assert not training_lines(tmp_path)

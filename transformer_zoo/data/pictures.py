@@ -6,7 +6,11 @@ import numpy as np
 
 
 def to_uint8(images: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
-    """Floats [..., height, width, 1 or 3] between `low` and `high` to uint8 [..., height, width, 3]."""
+    """Floats [..., height, width, channels] between `low` and `high` to uint8 [..., height, width, 3].
+
+    Of two channels the first is shown, of more than three the first three.
+    """
+    images = images[..., : 1 if images.shape[-1] < 3 else 3]
     pixels = np.clip((np.asarray(images, np.float32) - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).copy() if pixels.shape[-1] == 1 else pixels
 

@@ -29,6 +29,31 @@ class Judge:
                 names.append(name)
         return names
 
+    def check(self, variables: Variables, ctx: Context, spec: Mapping[str, Any]) -> None:
+        """Traces every evaluator on shapes, so that one which would fail at the end stops the run at its start.
+
+        Args:
+            variables: arrays or what stands for them.
+            ctx: likewise.
+            spec: the task's batch; a field that only held-out batches have leaves its evaluator unchecked.
+
+        Raises:
+            ValueError: what the evaluator itself raises, with its name.
+        """
+        for name, judge in self.evaluators.items():
+            for split in judge.splits:
+                fields = spec.get(split.partition("/")[0], spec)
+                leaves = jax.tree.leaves(fields)
+                weight = jax.ShapeDtypeStruct(leaves[0].shape[:1], np.float32)
+                try:
+                    prepared = jax.eval_shape(judge.prepare, variables, ctx)
+                    jax.eval_shape(judge.compute, prepared, {**fields, "weight": weight}, ctx)
+                except KeyError:
+                    continue
+                except ValueError as error:
+                    raise ValueError(f"evaluator {name!r}: {error}") from error
+                break  # the splits of an evaluator have one shape
+
     def run(
         self, name: str, variables: Variables, ctx: Context, batches: Open, sharding: Callable[[np.ndarray], Any]
     ) -> tuple[str, Result]:

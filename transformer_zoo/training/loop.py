@@ -80,6 +80,8 @@ def train(
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
         )
+        judge = Judge({**task.evaluators(), **evaluators})
+        check_evaluators(judge, task, state, config)
         truncate_metrics(workdir, first)
         reporter = Reporter(
             workdir,
@@ -92,7 +94,6 @@ def train(
             title=title,
             wandb_project=config.log.get("wandb_project", ""),
         )
-        judge = Judge({**task.evaluators(), **evaluators})
         batch_sharding = sharding.batch_sharding(mesh)
         batches = device_batches(data, first, batch_sharding) if first < config.total_steps else iter(())
         figures = dict(meta.get("metrics", {}))
@@ -160,6 +161,16 @@ def make_optimizers(task: Task, configs: Mapping[str, Any], total_steps: int) ->
     except ValueError as error:
         raise UserError(f"config: {error}") from error
     return made
+
+
+def check_evaluators(judge: Judge, task: Task, state: TrainState, config: Any) -> None:
+    """Raises UserError for an evaluator that cannot work on what this task gives it."""
+    spec = task.spec(config.eval.get("batch_size", 0) or config.batch_size)
+    ctx = Context(jax.random.key(config.seed), state.step, state.ema, train=False)
+    try:
+        judge.check(state.variables, ctx, spec)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
 
 
 def evaluation_variables(state: TrainState, optimizers: Mapping[str, Optimizer]) -> Variables:
