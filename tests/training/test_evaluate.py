@@ -35,13 +35,14 @@ def test_evaluating_a_checkpoint_gives_the_figures_of_the_run(run):
 
 def test_a_sweep_writes_a_row_a_point_and_a_plot(run):
     workdir, overrides, figures = run
-    points = [{"task.mask_ratio": 0.65}, {"task.mask_ratio": 0.8}]
+    trained_with = load_config(MAE).task.mask_ratio
+    points = [{"task.mask_ratio": trained_with}, {"task.mask_ratio": 0.8}]
     rows = evaluate.sweep(load_config(MAE, overrides), workdir, zoo.build, points)
     assert rows[0]["test/reconstruction_loss"] == pytest.approx(figures["test/reconstruction_loss"], rel=1e-5)
     assert rows[1]["test/reconstruction_loss"] != rows[0]["test/reconstruction_loss"]
     assert json.loads((workdir / "sweep.json").read_text()) == rows
     with (workdir / "sweep.csv").open() as stream:
-        assert [float(row["task.mask_ratio"]) for row in csv.DictReader(stream)] == [0.65, 0.8]
+        assert [float(row["task.mask_ratio"]) for row in csv.DictReader(stream)] == [trained_with, 0.8]
     assert (workdir / "sweep.png").stat().st_size > 1000
     assert list((workdir / "samples").glob("*mask_ratio0.8*.png"))
 
