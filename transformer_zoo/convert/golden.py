@@ -1,7 +1,8 @@
 """Golden files: runs of a paper's reference code, stored with its parameters, inputs, outputs and gradients.
 
 A paper's `layouts/SLUG.py` gives `golden(config)`: the network, and run(variables, inputs), which returns outputs by
-the names of the file. Every stored output and gradient must be among them. The file's `config` says what was run:
+the names of the file. Every stored output and gradient must be among them. Among the inputs are, as 'param/NAME', the
+reference's fixed tables. The file's `config` says what was run:
 `paper`, `arguments` of the reference's constructor, `settings`, and `accuracy`, how far the reference itself moves.
 """
 
@@ -16,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_zoo import naming
 from transformer_zoo.convert import files
 from transformer_zoo.convert.layout import abstract_variables, detect, layout, paper_layouts
-from transformer_zoo.convert.table import Rule, Table, export_arrays, flatten, import_arrays, unflatten
+from transformer_zoo.convert.table import Constant, Rule, Table, export_arrays, flatten, import_arrays, unflatten
 
 TOLERANCE = 1e-4  # of an array's largest value, or of
 SMALLEST = 1e-3
@@ -75,6 +77,30 @@ def read(file: str | Path) -> Golden:
             raise ValueError(f"{file} holds {name!r}, which is none of {', '.join(kinds)}")
         kinds[kind][rest] = array
     return Golden(config, kinds["param"], kinds["in"], kinds["out"], kinds["grad"])
+
+
+def golden_arguments(given: Mapping[str, Any], known: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
+    """Fields of ours from a reference constructor's arguments.
+
+    Args:
+        given: the arguments of a golden file.
+        known: all arguments of the constructor: their defaults, and our names ('' for those that are no field of ours);
+            `image_size` and `patch_size` may be one number, for squares.
+
+    Raises:
+        ValueError: an argument that the constructor does not have.
+    """
+    for name in given:
+        if name not in known:
+            raise naming.unknown("argument", name, known)
+    fields = {}
+    for name, (default, ours) in known.items():
+        value = given.get(name, default)
+        if ours in ("image_size", "patch_size"):
+            value = (value, value) if isinstance(value, int) else value
+        if ours:
+            fields[ours] = tuple(value) if isinstance(value, list) else value
+    return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +160,8 @@ def _run(config: str, gradients: bool) -> tuple[Any, Any]:
 def compute(golden: Golden, network: Network) -> dict[str, np.ndarray]:
     """What our network gives in float32: 'out/name' and 'grad/name', in the reference's names and shapes."""
     inputs = {name: array for name, array in golden.inputs.items() if array.dtype.kind in "biuf"}
+    fixed = [rule.theirs for rule in network.table if isinstance(rule, Constant)]
+    inputs |= {f"param/{name}": golden.params[name] for name in fixed if name in golden.params}
     with jax.default_matmul_precision("highest"):
         outputs, gradients = jax.device_get(network.run(network.variables, inputs))
     rules = [rule for rule in network.table if isinstance(rule, Rule)]

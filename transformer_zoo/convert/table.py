@@ -128,10 +128,17 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """An array of theirs that is no parameter of ours: checked on import where it is there, written on export."""
+    """An array of theirs that is no parameter of ours: checked on import where it is there, written on export.
+
+    Attributes:
+        theirs: their name.
+        value: the array.
+        tolerance: how far theirs may lie from it.
+    """
 
     theirs: str
     value: Any
+    tolerance: float = CONSTANT_TOLERANCE
 
 
 Table = Sequence[Rule | Constant]
@@ -195,7 +202,7 @@ def import_arrays(
         if isinstance(rule, Constant):
             name = without_prefix(rule.theirs, prefixes)
             placed.add(name)
-            wrong += _different(short[name], theirs[name], np.asarray(rule.value)) if name in theirs else []
+            wrong += _different(short[name], theirs[name], rule) if name in theirs else []
         elif all(path in shapes for path in rule.paths):
             new, taken, absent, bad = _fill(rule, theirs, shapes, prefixes)
             placed |= taken
@@ -284,10 +291,10 @@ def _their_shapes(rule: Rule, inner: Sequence[Shape]) -> tuple[Shape, list[int]]
     return tuple(whole), lengths
 
 
-def _different(name: str, found: np.ndarray, value: np.ndarray) -> list[str]:
+def _different(name: str, found: np.ndarray, rule: Constant) -> list[str]:
+    value, tolerance = np.asarray(rule.value), rule.tolerance
     if found.shape != value.shape:
         return [f"{name} has shape {found.shape}, but ours is fixed at {value.shape}"]
-    tolerance = CONSTANT_TOLERANCE
     if jnp.issubdtype(found.dtype, jnp.floating):
         tolerance = max(tolerance, float(jnp.finfo(found.dtype).eps))
     error = float(np.abs(found.astype(np.float64) - value.astype(np.float64)).max(initial=0))

@@ -1,6 +1,7 @@
 """Classification of images: cross-entropy on labels."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,9 +45,14 @@ class Classification(Task):
         return Variables(params={"model": params}, state={"model": state} if state else {})
 
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
-        logits, _, state = apply_network(self.network, variables, batch["image"], key=ctx.key, train=ctx.train)
+        inputs = batch["image"], *self.network_inputs(ctx)
+        logits, _, state = apply_network(self.network, variables, *inputs, key=ctx.key, train=ctx.train)
         accuracy = (logits.argmax(axis=-1) == batch["label"]).mean()
-        return self._losses(logits, batch["label"]).mean(), Aux(metrics={"accuracy": accuracy}, state=state)
+        return self.losses(logits, batch["label"]).mean(), Aux(metrics={"accuracy": accuracy}, state=state)
+
+    def network_inputs(self, ctx: Context) -> tuple[Any, ...]:
+        """What the network is given beside images, for papers whose network changes with the step."""
+        return ()
 
     def evaluators(self) -> dict[str, Evaluator]:
         return {"": Accuracy(task=self)}
@@ -58,7 +64,7 @@ class Classification(Task):
     def depths(self, params: Tree) -> Tree:
         return self.network.layer_numbers(params)
 
-    def _losses(self, logits: Float[Array, "batch classes"], labels: Array) -> Float[Array, " batch"]:
+    def losses(self, logits: Float[Array, "batch classes"], labels: Array) -> Float[Array, " batch"]:
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
         if self.loss_kind == "sigmoid":
             return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
@@ -76,7 +82,7 @@ class Accuracy(Evaluator):
         logits, _, _ = apply_network(self.task.network, variables, batch["image"])
         return {
             "accuracy": logits.argmax(axis=-1) == batch["label"],
-            "loss": self.task._losses(logits, batch["label"]),
+            "loss": self.task.losses(logits, batch["label"]),
         }
 
     def update(self, state: dict | None, arrays: Tree, batch: Batch) -> dict:

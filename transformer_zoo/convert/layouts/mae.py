@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_zoo import naming
+from transformer_zoo.convert.golden import golden_arguments
 from transformer_zoo.convert.layout import Layout, count
 from transformer_zoo.convert.layouts.vit import (
     IN_FILES,
@@ -147,12 +148,8 @@ def golden(config: Mapping[str, Any]) -> tuple[MAE, Callable[[Any, Mapping[str, 
     Raises:
         ValueError: an argument that the reference's constructor does not have.
     """
-    for name in config["arguments"]:
-        if name not in ARGUMENTS:
-            raise naming.unknown("argument", name, ARGUMENTS)
-    given = {name: config["arguments"].get(name, default) for name, (default, _) in ARGUMENTS.items()}
-    given |= {"img_size": (given["img_size"],) * 2, "patch_size": (given["patch_size"],) * 2}
-    fields = {ours: given[name] for name, (_, ours) in ARGUMENTS.items() if ours}
+    fields = golden_arguments(config["arguments"], ARGUMENTS)
+    normalised_loss = config["arguments"].get("norm_pix_loss", False)
     mae = naming.construct(MAE, fields, "arguments")
 
     def run(variables: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,8 +174,8 @@ def golden(config: Mapping[str, Any]) -> tuple[MAE, Callable[[Any, Mapping[str, 
             "ids_restore": mask.restore,
             "patchify": target,
             "unpatchify_pred": unpatchify(prediction, mae.grid, mae.patch_size).transpose(0, 3, 1, 2),
-            "loss": normalised if given["norm_pix_loss"] else raw,
-            "loss_other_norm_pix": raw if given["norm_pix_loss"] else normalised,
+            "loss": normalised if normalised_loss else raw,
+            "loss_other_norm_pix": raw if normalised_loss else normalised,
         }
 
     return mae, run
