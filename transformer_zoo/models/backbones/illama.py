@@ -2,8 +2,8 @@
 
 A ViT rebuilt as a LLaMA decoder: RMSNorm, SwiGLU, rotary positions beside the learned ones, causal attention. Two
 things make that train: the class token stands LAST, where it sees every patch, and the mask becomes causal gradually,
-from all ones at `soft_mask_rate` 1 to lower triangular at 0 (section 3.6). The mask multiplies the softmax and nothing is
-normalised again, so early tokens attend with less than a whole. Reference: techmonsterwang/iLLaMA. Sizes stand in
+from all ones at `soft_mask_rate` 1 to lower triangular at 0 (section 3.6). The mask multiplies the softmax and nothing
+is normalised again, so early tokens attend with less than a whole. Reference: techmonsterwang/iLLaMA. Sizes stand in
 `zoo/papers/illama.toml`.
 """
 
