@@ -21,6 +21,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def mlp_width(width: int, ratio: float) -> int:
+    """Hidden width as papers in torch have it: fractions of a channel are cut off, but not those that rounding left."""
+    return int(width * ratio + 1e-6)
+
+
 class Mlp(nn.Module):
     """Dense, activation, dense; with `gated`, activation(gate) * up before the last dense (GLU, SwiGLU).
 
