@@ -98,7 +98,7 @@ class Block(nn.Module):
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLP over the block's width, rounded to a whole number.
         activation, gated, use_bias: of the MLP, see `Mlp`.
-        qkv_bias, qk_norm, attention: of the attention, see `Attention`; `attention` is its implementation.
+        qkv_bias, qk_norm, scale, attention: of the attention, see `Attention`; `attention` is its implementation.
         layer_scale: initial value of LayerScale on both branches; 0 leaves it out.
         norm_epsilon: of the LayerNorms.
         dropout_rate: of both branches.
@@ -113,6 +113,7 @@ class Block(nn.Module):
     use_bias: bool = True
     qkv_bias: bool = True
     qk_norm: bool = False
+    scale: float | None = None
     attention: str = "auto"
     layer_scale: float = 0.0
     norm_epsilon: float = 1e-6
@@ -135,6 +136,7 @@ class Block(nn.Module):
             qkv_bias=self.qkv_bias,
             out_bias=self.use_bias,
             qk_norm=self.qk_norm,
+            scale=self.scale,
             implementation=self.attention,
             dtype=self.dtype,
             name="attention",

@@ -125,14 +125,20 @@ class PatchMerging(nn.Module):
 def unfold(
     x: Float[Array, "batch height width channels"], kernel_size: int, stride: int, padding: int
 ) -> Float[Array, "batch rows columns patch"]:
-    """Overlapping patches; the values of a patch channel by channel, each row-major, as torch.nn.Unfold orders them."""
-    return jax.lax.conv_general_dilated_patches(
-        x,
-        (kernel_size, kernel_size),
-        (stride, stride),
-        ((padding, padding),) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    """Overlapping patches; the values of a patch channel by channel, each row-major, as torch.nn.Unfold orders them.
+
+    Copied by slices: as the convolution that `conv_general_dilated_patches` is, it would round where products do, and
+    its gradient takes a CPU many times as long.
+    """
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    bottom, right = (length - kernel_size + 1 for length in x.shape[1:3])
+    taps = [
+        x[:, row : row + bottom : stride, column : column + right : stride]
+        for row in range(kernel_size)
+        for column in range(kernel_size)
+    ]
+    y = jnp.stack(taps, axis=-1)
+    return y.reshape(*y.shape[:3], -1)
 
 
 def tokens_of(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch tokens channels"]:
