@@ -188,6 +188,15 @@ def test_records_that_are_no_arrays_after_the_last_transform_are_an_error():
         take(1, steps=[("encoded", encoded)])
 
 
+def refused(batch, seeds):
+    raise ValueError("label 7 of number 3 is too large")
+
+
+def test_what_a_source_or_a_transform_refuses_is_the_datas_fault():
+    with pytest.raises(DataError, match="label 7 of number 3 is too large"):
+        take(1, steps=[("refused", refused)])
+
+
 def test_text_stays_on_the_host():
     batches = [{"member": {"index": np.arange(4), "record": np.array(["a"] * 4, object)}}, {"text": np.array(["b"])}]
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

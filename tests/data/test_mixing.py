@@ -2,12 +2,15 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from transformer_zoo.data.mixing import mix
+from transformer_zoo.task import Context, Variables
+from transformer_zoo.tasks.classification import Classification
 
 COUNT, SIDE, CLASSES = 4, 24, 3
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(COUNT, SIDE, SIDE, 2)), jnp.float32)
@@ -48,7 +51,7 @@ def test_the_weight_of_a_label_is_the_share_of_pixels_in_cutmix():
     images, targets = many(cutmix_alpha=1.0)
     for mixed, soft in zip(images[:400], targets):
         own = mixed[1, :, :, 0] == 1
-        assert np.isin(mixed[1], (1, 2)).all() and soft[1, 1] == pytest.approx(own.mean(), abs=1e-6)
+        assert np.isin(mixed[1, ..., 0], (1, 2)).all() and soft[1, 1] == pytest.approx(own.mean(), abs=1e-6)
         np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-6)
         box = np.argwhere(~own)
         if len(box):
@@ -71,7 +74,7 @@ def test_with_both_on_a_step_takes_one_of_them():
     images, _ = many(mixup_alpha=1.0, cutmix_alpha=1.0, switch_probability=0.75)
     whole = (
         np.array([len(np.unique(mixed[1, ..., 0])) for mixed in images]) == 1
-    )  # mixup blends, or an empty or full box
+    )  # blended, or a box that is empty or all
     blended = whole & ~np.isin(images[:, 1, 0, 0, 0], (1, 2))
     assert abs(blended.mean() - 0.25) < 0.04
     assert (~whole).mean() > 0.6
@@ -90,3 +93,55 @@ def test_smoothing_before_is_smoothing_after():
     soft = many(mixup_alpha=2.0)[1][2]
     _, found = jax.jit(lambda key: mix(key, IMAGES, smooth, mixup_alpha=2.0))(KEYS[2])
     np.testing.assert_allclose(found, 0.9 * soft + 0.1 / CLASSES, atol=1e-6)
+
+
+# In the task
+
+
+class Mean(nn.Module):
+    """Logits are the mean pixel, counted against fixed levels."""
+
+    num_classes: int = CLASSES
+    image_size: tuple[int, int] = (SIDE, SIDE)
+    channels: int = 1
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return images.mean(axis=(1, 2)) * self.param("level", lambda key: jnp.array([1.0, -0.5, 0.3])), {}
+
+
+def test_classification_mixes_in_training_only():
+    batch = {"image": MARKED, "label": jnp.array([0, 1, 2, 0])}
+    variables = Variables({"model": {"level": jnp.array([1.0, -0.5, 0.3])}})
+    ctx = Context(jax.random.key(5), jnp.int32(0))
+
+    def expected(images, targets):
+        logits = np.asarray(images.mean(axis=(1, 2))) * np.array([1.0, -0.5, 0.3])
+        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return -(targets * logs).sum(axis=1).mean(), (logits.argmax(1) == targets.argmax(1)).mean()
+
+    smooth = 0.9 * TARGETS + 0.1 / CLASSES
+    plain, mixing = (Classification(Mean(), label_smoothing=0.1, cutmix_alpha=alpha) for alpha in (0.0, 1.0))
+    mixed = mix(jax.random.fold_in(ctx.key, 1), MARKED, smooth, cutmix_alpha=1.0)
+    untouched = expected(MARKED, np.asarray(smooth))
+    for task, train, (loss, accuracy) in (
+        (plain, True, untouched),
+        (mixing, False, untouched),
+        (mixing, True, expected(mixed[0], np.asarray(mixed[1]))),
+    ):
+        value, aux = task.loss(variables, batch, ctx.replace(train=train))
+        assert float(value) == pytest.approx(loss, rel=1e-5) and float(aux.metrics["accuracy"]) == accuracy
+    assert abs(expected(mixed[0], np.asarray(mixed[1]))[0] - untouched[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixup_alpha": -0.1}, r"task.mixup_alpha is -0.1, but must be at least 0 \(0: off\)"),
+        ({"cutmix_alpha": -1.0}, r"task.cutmix_alpha is -1.0"),
+        ({"switch_probability": 1.5}, r"task.switch_probability is 1.5, but must lie between 0 and 1"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Classification(Mean(), **options)

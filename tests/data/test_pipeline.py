@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from transformer_zoo.data.pipeline import checked, open_data
 from transformer_zoo.tasks.classification import Classification
 from transformer_zoo.training import loop
 from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.reporting import Reporter, read_metrics
 
 DIGITS = {"source": "digits", "options": {}, "transforms": ()}
 
@@ -232,3 +234,47 @@ def test_the_loop_refuses_data_that_does_not_fit_before_it_makes_a_workdir(tmp_p
     ):
         loop.train(toys.toy_config(), toys.Regression(), {}, data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# A step that waits
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_starved_step_names_the_stage_that_starves_it(tmp_path, monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+
+    def slow(start):
+        for number in itertools.count(start):
+            if data.timing._finished is not None:
+                data.timing._finished.result()  # the step before ends, then the batch is made
+            clock.now += 2.0
+            data.timing.add_stages({"read": 0.5, "decode": 1.5})
+            yield toys.toy_batch(number)
+
+    data = pipeline.Data(slow, toys.toy_data().evaluate)
+    loop.train(toys.toy_config(log={"every_steps": 4}), toys.Regression(), {}, data, tmp_path)
+    told = [line for line in capsys.readouterr().out.splitlines() if "data" in line]
+    assert len(told) == 2 and all("data: 100 % of the time waiting, of which decode 75 %" in line for line in told)
+    training = [line for line in read_metrics(tmp_path) if line["split"] == "train"]
+    assert [line["data_wait"] for line in training] == [1.0, 1.0]
+
+
+def test_a_line_tells_the_share_of_waiting_and_a_stage_only_where_it_matters(tmp_path, monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    run = Reporter(tmp_path, total_steps=100, batch_size=32)
+    for step, seconds in ((10, 0.9), (20, 2.0)):
+        clock.now += 10
+        run.log_training(step, {"loss": 1.0}, {"read": 0.0, "decode": 0.7 * seconds, "transfer": 0.3 * seconds})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "examples/s  data 9 %  ETA" in first
+    assert "data: 20 % of the time waiting, of which decode 70 %  ETA" in second
+    run.finish()

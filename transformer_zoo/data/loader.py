@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from transformer_zoo.data import draws
-from transformer_zoo.data.checks import CORRUPT, CorruptRecords, check_dense, is_text
+from transformer_zoo.data.checks import CORRUPT, CorruptRecords, DataError, check_dense, is_text
 from transformer_zoo.data.sources import STREAMS, Source
 from transformer_zoo.data.timing import Timing
 from transformer_zoo.data.transforms import Step
@@ -47,16 +47,19 @@ def read_batch(source: Source, steps: Sequence[Step], indices: np.ndarray, seeds
     """The records at `indices` [batch], transformed with `seeds` uint64 [batch].
 
     Raises:
-        DataError: records of different sizes, or still encoded, after the last transform.
+        DataError: what the source or a transform refuses, or records of different sizes after the last transform.
     """
-    start = time.perf_counter()
-    batch = source.read(indices, seeds)
-    seconds = {"read": time.perf_counter() - start}
-    for name, step in steps:
-        start = time.perf_counter()
-        batch = step(batch, seeds)
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-    check_dense(batch)
+    seconds: dict[str, float] = {}
+    batch: dict[str, np.ndarray] = {}
+    first: Step = ("read", lambda _, seeds: source.read(indices, seeds))
+    try:
+        for name, step in (first, *steps):
+            start = time.perf_counter()
+            batch = step(batch, seeds)
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        check_dense(batch)
+    except ValueError as error:
+        raise error if isinstance(error, DataError) else DataError(str(error)) from error
     return Delivery(batch, seconds, [text for text in batch.get(CORRUPT, ()) if text])
 
 

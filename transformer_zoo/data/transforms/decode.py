@@ -48,6 +48,8 @@ def decode(batch: Fields, seeds: np.ndarray, channels: int = 3, min_side: int = 
         for row, record in enumerate(batch[field]):
             try:
                 decoded[field][row] = _pixels(record, field == "video", _MODES[channels], min_side)
+            except PIL.UnidentifiedImageError:
+                reasons[row] = "no picture of a known format" if record else "no bytes"
             except Exception as error:  # decoders raise what they meet: OSError, SyntaxError, struct.error, ...
                 reasons[row] = str(error) or type(error).__name__
     rows = _replacements(batch, reasons)
