@@ -15,7 +15,7 @@ from transformer_zoo.data import pipeline, sources
 from transformer_zoo.data.checks import DataError
 from transformer_zoo.data.pipeline import checked, open_data
 from transformer_zoo.tasks.classification import Classification
-from transformer_zoo.training import loop
+from transformer_zoo.training import command, loop
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.reporting import Reporter, read_metrics
 
@@ -234,6 +234,16 @@ def test_the_loop_refuses_data_that_does_not_fit_before_it_makes_a_workdir(tmp_p
     ):
         loop.train(toys.toy_config(), toys.Regression(), {}, data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_commands_print_what_is_wrong_with_data_in_one_line(monkeypatch, capsys):
+    def fail(arguments):
+        raise DataError("2 of 10 records do not decode")
+
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
+    with pytest.raises(SystemExit) as error:
+        command.main(fail)
+    assert error.value.code == 2 and capsys.readouterr().err == "error: data: 2 of 10 records do not decode\n"
 
 
 # A step that waits

@@ -152,8 +152,12 @@ def deliveries(read: Read, numbers: range, workers: int, threads: int) -> Genera
 
 
 def start_worker(index: int, count: int) -> None:
-    """Prepares a worker process: Ctrl-C is its parent's to handle, and it must not outlive a parent that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Prepares a worker process: it leaves Ctrl-C and SIGTERM to its parent, and does not outlive it.
+
+    A scheduler signals all processes of a job, and the parent needs batches until it has saved.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
