@@ -66,7 +66,7 @@ class Folder:
             raise naming.unknown("data.options.kind", self.kind, KINDS)
         if self.caption_length < 2:
             raise ValueError(f"data.options.caption_length is {self.caption_length}, but must be at least 2")
-        _ = self.pairs, self.labels  # so that a folder that cannot be read stops the run before anything is compiled
+        _ = self.records, self.labels  # so that a folder that cannot be read stops the run before anything is compiled
 
     @functools.cached_property
     def _split_part(self) -> tuple[str, tuple[float, float]]:

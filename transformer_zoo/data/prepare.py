@@ -46,6 +46,12 @@ def dataset_name(source: str, options: naming.Options) -> str:
     return "/".join(filter(None, [kind, "-".join(parts)]))
 
 
+def is_ours(name: str) -> bool:
+    """Whether a dataset of that name is written by this module from a source."""
+    kind = name.partition("/")[0]
+    return kind in sources.SOURCES and kind not in sources.EXAMPLES
+
+
 def how_to(name: str, data_dir: str, kept: str = "") -> str:
     """The error for a dataset that cannot be read, with the command that prepares it.
 
@@ -57,7 +63,7 @@ def how_to(name: str, data_dir: str, kept: str = "") -> str:
     where = folder(data_dir)
     flag = f" --data_dir={data_dir}" if data_dir else ""
     kind, _, config = name.partition("/")
-    if kind in sources.SOURCES and kind not in sources.EXAMPLES:
+    if is_ours(name):
         words = config.split("-") if config else []
         rest = words.pop(0) if len(words) % 2 else ""
         options = "".join(f" --{option}={value}" for option, value in zip(words[::2], words[1::2]))

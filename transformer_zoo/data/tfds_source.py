@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,12 +50,13 @@ class TfdsSource:
     def _builder(self) -> Any:
         from tensorflow_datasets.core import read_only_builder
 
-        where = {"data_dir": prepare.folder(self.data_dir)}
         try:
-            builder = read_only_builder.builder_from_files(self.name, **where)
+            builder = read_only_builder.builder_from_files(self.name, data_dir=prepare.folder(self.data_dir))
         except ValueError as error:
             raise ValueError(prepare.how_to(self.name, self.data_dir)) from error
-        kept = builder.info.file_format.value
+        kept, config = builder.info.file_format.value, getattr(builder.builder_config, "name", "")
+        if prepare.is_ours(self.name) and config != self.name.partition("/")[2]:  # TFDS would take any config for none
+            raise ValueError(prepare.how_to(self.name, self.data_dir))
         if kept != "array_record":
             raise ValueError(prepare.how_to(self.name, self.data_dir, kept))
         return builder
@@ -172,6 +174,8 @@ def _column(values: list[Any], feature: Any) -> np.ndarray:
     """One field [batch] of its values; None stands for a damaged record."""
     from tensorflow_datasets.core import features
 
+    convert: Callable[[Any], Any]
+    empty: Any
     if _is_image(feature):
         convert, empty = bytes, b""
     elif isinstance(feature, features.Text):

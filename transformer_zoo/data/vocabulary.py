@@ -79,23 +79,55 @@ def train(texts: Iterable[str], kind: str = "wordpiece", size: int = 2000) -> Vo
     least = len(SPECIALS) + (256 if kind == "bpe" else 1)
     if size < least:
         raise ValueError(f"data.options.vocabulary_size is {size}, but {kind!r} needs at least {least}")
+    tokenizer = (_train_wordpiece if kind == "wordpiece" else _train_bpe)(texts, size)
+    if tokenizer.get_vocab_size() > size:
+        raise ValueError(
+            f"data.options.vocabulary_size is {size}, but the letters of the text alone need "
+            f"{tokenizer.get_vocab_size()}; choose that or more, or the tokenizer 'bpe' or 'bytes'"
+        )
+    return _of(tokenizer)
+
+
+def _train_wordpiece(texts: Iterable[str], size: int) -> Any:
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-    common: dict[str, Any] = {"vocab_size": size, "special_tokens": list(SPECIALS), "show_progress": False}
-    if kind == "wordpiece":
-        tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIALS[UNK]))
-        tokenizer.normalizer = normalizers.BertNormalizer()
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(**common)
-    else:
-        tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
+    texts, normalizer, splitter = list(texts), normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+
+    def make(vocabulary: dict[str, int]) -> Any:
+        tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIALS[UNK]))
+        tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
+        return tokenizer
+
+    # The trainer numbers letters within words in an order of chance, and breaks ties by number. So they are handed to
+    # it, as special tokens because it takes no others, and its words then go into a tokenizer without that mark.
+    words = (word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    within = sorted({letter for word in words for letter in word[1:]})
+    first = [*SPECIALS, *("##" + letter for letter in within)]
+    trained = make({})
+    trained.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
+    )
+    tokenizer = make(trained.get_vocab())
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer
+
+
+def _train_bpe(texts: Iterable[str], size: int) -> Any:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return _of(tokenizer)
+    return tokenizer
 
 
 def train_once(texts: list[str], kind: str, size: int, cache_dir: str = "") -> Vocabulary:
