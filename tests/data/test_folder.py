@@ -9,7 +9,9 @@ import PIL.Image
 import pytest
 
 from transformer_zoo.data.folder import Folder
+from transformer_zoo.data.pipeline import open_data
 from transformer_zoo.data.sources import open_source
+from transformer_zoo.data.vocabulary import Vocabulary
 
 
 def write(file, grey=0, size=(5, 4)):
@@ -122,6 +124,29 @@ def test_clips_are_folders_of_frames_in_order_and_gifs(tmp_path):
     for clip in batch["video"][:-1]:
         assert clip.shape == (4, 4, 5, 3) and clip[:, 0, 0, 0].tolist() == [1, 2, 9, 10]
     assert PIL.Image.open(io.BytesIO(batch["video"][-1])).n_frames == 3
+
+
+def test_clips_of_any_length_and_size_become_batches(tmp_path):
+    for clip in range(20):
+        for frame in range(3 + clip % 3):
+            write(tmp_path / f"clip{clip}" / f"{frame}.png", 10 * clip + frame, size=(8 + clip % 4, 9))
+    transforms = (("decode", {}), ("sample_frames", {"frames": 3}), ("resize", {"size": 8}))
+    config = {"source": f"folder:{tmp_path}", "options": {"kind": "clips"}, "transforms": transforms}
+    batch = next(open_data(config, batch_size=5, eval_batch_size=5, seed=0).train(0))
+    assert batch["video"].shape == (5, 3, 8, 8, 3)
+    greys = batch["video"][:, :, 0, 0, 0].astype(int)
+    assert (np.diff(greys, axis=1) == 1).all() and len(set(greys[:, 0] // 10)) == 5
+
+
+def test_pairs_become_batches_of_pixels_and_tokens(tmp_path):
+    config = {
+        "source": f"folder:{pairs(tmp_path / 'data')}",
+        "options": {"kind": "pairs", "tokenizer": "bytes", "caption_length": 30},
+        "transforms": (("decode", {}),),
+    }
+    batch = next(open_data(config, batch_size=4, eval_batch_size=4, seed=0).train(0))
+    assert batch["image"].shape == (4, 4, 5, 3)
+    assert all(Vocabulary().decode(caption).startswith("a photo of thing ") for caption in batch["caption"])
 
 
 def test_a_record_that_cannot_be_read_has_no_bytes(animals):

@@ -14,6 +14,7 @@ import pytest
 from transformer_zoo.data import draws, prepare, sources
 from transformer_zoo.data.digits import Digits
 from transformer_zoo.data.moving_digits import MovingDigits
+from transformer_zoo.data.pipeline import open_data
 from transformer_zoo.data.sources import open_source
 
 
@@ -49,6 +50,28 @@ def test_what_was_written_reads_back_as_the_source_gives_it(folder, split):
     np.testing.assert_array_equal(batch["label"], expected["label"])
     assert batch["record"][2] == f"tfds:digits/placements-1-side-10 {split}[77]"
     assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_through_the_loader_is_the_source(folder, workers):
+    config = {
+        "source": "tfds:digits/placements-1-side-10",
+        "options": {"data_dir": str(folder)},
+        "transforms": (("decode", {"channels": 1}),),
+        "workers": workers,
+    }
+    data = open_data(config, batch_size=34, eval_batch_size=34, seed=0)
+    batches = data.train(0)
+    seen = [next(batches) for _ in range(37)]  # 37 times 34 is 1258, the train split
+    batches.close()
+    numbers = np.arange(1258)
+    expected = Digits("train", 10).read(numbers, draws.record_seeds(0, sources.STREAMS["train"], numbers))
+    rows = sorted(
+        (image.tobytes(), int(label)) for batch in seen for image, label in zip(batch["image"], batch["label"])
+    )
+    assert rows == sorted((image.tobytes(), int(label)) for image, label in zip(expected["image"], expected["label"]))
+    held_out = Digits("val", 10).read(np.arange(34), draws.record_seeds(0, sources.STREAMS["val"], np.arange(34)))
+    np.testing.assert_array_equal(next(iter(data.evaluate("val", 1)))["image"], held_out["image"])
 
 
 def test_clips_numbers_and_texts_read_back_too(folder):

@@ -23,6 +23,7 @@ import numpy as np
 from transformer_zoo import naming
 from transformer_zoo.data import draws, sources
 
+OWN_DATA = ("folder", "text", "tfds")  # sources of what a user has, not of this package
 VERSION = "1.0.0"
 BATCH = 256  # records read at once
 
@@ -49,7 +50,7 @@ def dataset_name(source: str, options: naming.Options) -> str:
 def is_ours(name: str) -> bool:
     """Whether a dataset of that name is written by this module from a source."""
     kind = name.partition("/")[0]
-    return kind in sources.SOURCES and kind not in sources.EXAMPLES
+    return kind in sources.SOURCES and kind not in OWN_DATA
 
 
 def how_to(name: str, data_dir: str, kept: str = "") -> str:
@@ -178,7 +179,9 @@ def _png(picture: np.ndarray) -> io.BytesIO:
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="such as digits; all: " + ", ".join(set(sources.SOURCES) - {"tfds"}))
+    parser.add_argument(
+        "source", help="such as digits; all: " + ", ".join(name for name in sources.SOURCES if name not in OWN_DATA)
+    )
     parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
     parser.add_argument("--splits", default="", help="default: train,val,test")
     flags, rest = parser.parse_known_args(arguments)
