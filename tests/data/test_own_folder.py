@@ -16,7 +16,14 @@ from tests.conftest import COMMAND_ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "train_on_my_own_folder.md").read_text()
-SMALL = ("total_steps=30", "batch_size=32", "model.depth=1", "model.width=48", "optimizer.warmup_steps=5")
+SMALL = (
+    "total_steps=30",
+    "batch_size=32",
+    "model.depth=1",
+    "model.unroll=1",
+    "model.width=48",
+    "optimizer.warmup_steps=5",
+)
 
 
 @pytest.fixture

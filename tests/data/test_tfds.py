@@ -84,6 +84,41 @@ def test_clips_numbers_and_texts_read_back_too(folder):
         assert batch[field].dtype == values.dtype
 
 
+class EveryField:
+    """A source with all kinds of numbers that a scene has."""
+
+    about = "Generated: all of it."
+
+    def __len__(self):
+        return 7
+
+    def read(self, indices, seeds):
+        rng = np.random.default_rng(int(indices[0]))
+        shapes = {"depth": (4, 4), "flow": (2, 4, 4, 2), "rgb": (4, 5, 3), "semseg": (4, 4), "alpha": (4, 4, 4)}
+        kinds = {"depth": np.float32, "flow": np.int8, "rgb": np.uint8, "semseg": np.uint8, "alpha": np.uint8}
+        fields = {
+            name: rng.integers(0, 120, (len(indices), *shape)).astype(kinds[name]) for name, shape in shapes.items()
+        }
+        boxes = rng.integers(-1, 300, (len(indices), 2, 4)).astype(np.int16)
+        valid, length = rng.random((len(indices), 3)) > 0.5, rng.integers(0, 9, len(indices)).astype(np.int32)
+        return fields | {"boxes": boxes, "valid": valid, "length": length}
+
+
+def test_every_kind_of_number_reads_back_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare.sources, "open_source", lambda name, split, options: EveryField())
+    assert prepare.prepare("scenes:still", {"side": 4}, str(tmp_path), ["comp"]) == "scenes/still-side-4"
+    monkeypatch.undo()
+    expected = EveryField().read(np.arange(7), None)
+    batch = read(opened(tmp_path, "comp", "scenes/still-side-4"), np.arange(7))
+    for field in ("rgb", "alpha"):
+        decoded = np.stack([pixels(record) for record in batch.pop(field)])
+        np.testing.assert_array_equal(decoded, expected.pop(field))
+    assert batch.keys() - {"record"} == expected.keys()
+    for field, values in expected.items():
+        np.testing.assert_array_equal(batch[field], values)
+        assert batch[field].dtype == values.dtype
+
+
 def test_fields_and_splits_are_chosen_by_the_config(folder):
     source = opened(folder, "val", fields={"picture": "image"}, splits={"val": "train[99%:]"})
     batch = read(source, [0, 1])

@@ -44,7 +44,8 @@ class MovingDigits:
         side: of the canvas in pixels, at least 8.
         num_digits: on one canvas; where they overlap the brighter pixel shows.
         speed: pixels a frame, along both axes where a digit moves diagonally.
-        bounce: whether digits turn at the walls; if not, they start where the whole way lies on the canvas.
+        bounce: whether digits turn at the walls, in the second half of a clip where the canvas allows; if not, they
+            start where the whole way lies on the canvas.
     """
 
     about: ClassVar[str] = (
@@ -109,15 +110,13 @@ class MovingDigits:
     def _path(self, going: np.ndarray, seeds: np.ndarray, slot: int) -> tuple[np.ndarray, np.ndarray]:
         """Top and left pixels [batch, frames] of one digit that sets out in the directions `going` [batch]."""
         room, steps = self.side - DIGIT, np.arange(self.frames)
-        way = self.speed * (self.frames - 1)
+        # Before a wall comes at least half of the clip, where the canvas allows: else captions would not tell true.
+        way = min(room, self.speed * (self.frames // 2 if self.bounce else self.frames - 1))
         places = []
         for axis in (0, 1):
             signs = np.array(list(DIRECTIONS.values()))[going, axis]
-            if self.bounce:
-                start = draws.integers(seeds, slot + axis, room + 1)
-            else:
-                free = np.where(signs == 0, room, room - way)
-                start = (draws.uniforms(seeds, slot + axis) * (free + 1)).astype(np.int64) + way * (signs < 0)
+            free = np.where(signs == 0, room, room - way)
+            start = (draws.uniforms(seeds, slot + axis) * (free + 1)).astype(np.int64) + way * (signs < 0)
             unfolded = (start[:, None] + signs[:, None] * self.speed * steps) % (2 * room)
             places.append(np.minimum(unfolded, 2 * room - unfolded))
         return places[0], places[1]
