@@ -117,20 +117,21 @@ class TfdsSource:
         Raises:
             ValueError: a label out of range, or a damaged record of a dataset that has no images.
         """
+        from tensorflow_datasets.core import features
+
         rows = self._rows([int(index) for index in indices])
         records = np.array([f"tfds:{self.name} {self.tfds_split}[{index}]" for index in indices], object)
         fields = {"record": records}
         names = dict(self.fields) or {field: field for field in self.chosen}
         for field, feature in self.chosen.items():
             fields[field] = _column([row.get(names[field]) for row in rows], feature)
-            num_classes = getattr(feature, "num_classes", None)
-            if num_classes:
-                outside = (fields[field] < 0) | (fields[field] >= num_classes)
+            if isinstance(feature, features.ClassLabel) and feature.num_classes:
+                outside = (fields[field] < 0) | (fields[field] >= feature.num_classes)
                 if outside.any():
                     raise ValueError(
                         f"{field!r} of {records[outside][0]} is {fields[field][outside][0]}, but must be 0 to "
-                        f"{num_classes - 1}: choose a labelled split in data.options.splits, or leave it out of "
-                        "data.options.fields"
+                        f"{feature.num_classes - 1}: choose a labelled split in data.options.splits, or leave it out "
+                        "of data.options.fields"
                     )
         return fields
 
