@@ -2,8 +2,8 @@
 
     python train.py --config=configs/activator.py
 
-Shows held-out accuracy of three blocks that never mix tokens; about 20 s on 2 cores. What a digit is, is partly a matter
-of where its strokes lie, so a bag of patches stays behind a ViT here: see its claims.
+Shows held-out accuracy of three blocks that never mix tokens; about 20 s on 2 cores. What a digit is depends on where
+its strokes lie, so this is also where a bag of patches hurts: see its claims.
 
 `cifar10`, `cifar100` and, without MLPs, `glu_cifar10`, `glu_cifar100`: the paper's networks by its recipe, Adam at 1e-3
 for 100 epochs without augmentation.

@@ -1,8 +1,8 @@
 """Activator: GLU Activations as The Core Functions of a Vision Transformer (Abdullah and Aydin, arXiv 2405.15953).
 
 A ViT whose attention is replaced by a gated linear unit with LayerNorm on both of its branches. The later versions of
-the paper leave out the MLP that followed and keep the gated unit alone (`use_mlp=False`). Nothing in it mixes tokens but
-the mean at the end: the network is a bag of patches, and has no positions. Reference: Abdullah-88/Activator
+the paper leave out the MLP that followed and keep the gated unit alone (`use_mlp=False`). Nothing in it mixes tokens
+but the mean at the end: the network is a bag of patches, and has no positions. Reference: Abdullah-88/Activator
 (BSD-3-Clause). Sizes stand in `zoo/papers/activator.toml`.
 """
 
@@ -73,7 +73,7 @@ class ActivatorBlock(nn.Module):
         norm = layer_norm(1e-5, self.dtype, "norm")
         x = x + GatedUnit(self.hidden, self.activation, self.dtype, name="unit")(norm(x))
         if self.use_mlp:
-            dropout = dict(dropout_rate=self.dropout_rate, train=self.train)
+            dropout: Any = dict(dropout_rate=self.dropout_rate, train=self.train)
             x = x + Mlp(self.hidden, dtype=self.dtype, name="mlp", **dropout)(norm(x))
         return x, x
 
