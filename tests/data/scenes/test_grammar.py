@@ -37,21 +37,34 @@ def test_every_phrase_has_one_clause():
         assert tuple(grammar.read(words)[0, :1]) == clause[:1], words
 
 
-@pytest.mark.parametrize(
-    ("clauses", "text"),
-    [
-        ([(1, 2, 0, 0), (1, -1, 5, 1)], "a large red ball , a blue box ."),
-        ([(1, 0, 2, 2), (2, 0, 0, 0), (1, 1, 3, 3), (2, 1, 2, 1)], "a small yellow cone at top left , a medium green gem at bottom center ."),
-        ([(1, 0, 7, 4), (3, 0, 4, 1), (1, 2, 6, 5), (1, -1, 4, 0)], "a small pink ring in front of a large purple cross , a cyan ball ."),
-        ([(1, -1, 1, 0), (4, 1, 3, 0), (4, 0, 2, 0), (4, 2, 1, 0)], "a orange ball on stone ground under a night sky lit from the front ."),
-        ([(5, 3, 2, 0)], "three large balls ."),
-        ([(5, 1, 0, 5)], "one small cross ."),
-        ([(1, 0, 0, 0), (6, 0, 1, 0), (7, 0, 0, 0)], "a small red ball moves left . camera stays"),
-        ([(1, 0, 0, 0), (6, 0, 2, 2), (8, 2, 0, 0), (7, 3, 0, 0), (9, 3, 0, 0)], "a small red ball moves down right , player jumps . camera zooms in then it snows"),
-        ([(9, 1, 2, 0)], "it becomes night"),
+TEMPLATES = {
+    "a large red ball , a blue box .": [(1, 2, 0, 0), (1, -1, 5, 1)],
+    "a small yellow cone at top left , a medium green gem at bottom center .": [
+        *[(1, 0, 2, 2), (2, 0, 0, 0)],
+        *[(1, 1, 3, 3), (2, 1, 2, 1)],
     ],
-)  # fmt: skip
-def test_templates_read_as_written(clauses, text):
+    "a small pink ring in front of a large purple cross , a cyan ball .": [
+        *[(1, 0, 7, 4), (3, 0, 4, 1)],
+        *[(1, 2, 6, 5), (1, -1, 4, 0)],
+    ],
+    "a orange ball on stone ground under a night sky lit from the front .": [
+        *[(1, -1, 1, 0), (4, 1, 3, 0)],
+        *[(4, 0, 2, 0), (4, 2, 1, 0)],
+    ],
+    "three large balls .": [(5, 3, 2, 0)],
+    "one small cross .": [(5, 1, 0, 5)],
+    "a small red ball moves left . camera stays": [(1, 0, 0, 0), (6, 0, 1, 0), (7, 0, 0, 0)],
+    "a small red ball moves down right , player jumps . camera zooms in then it snows": [
+        *[(1, 0, 0, 0), (6, 0, 2, 2), (8, 2, 0, 0)],
+        *[(7, 3, 0, 0), (9, 3, 0, 0)],
+    ],
+    "it becomes night": [(9, 1, 2, 0)],
+}
+
+
+@pytest.mark.parametrize("text", TEMPLATES)
+def test_templates_read_as_written(text):
+    clauses = TEMPLATES[text]
     program = np.zeros((16, 4), np.int16)
     program[: len(clauses)] = clauses
     tokens = grammar.write(program[None])[0]
@@ -68,7 +81,7 @@ def test_a_caption_with_most_words_fits():
     program[0, : len(longest)] = longest
     assert 0 < (grammar.write(program) > 0).sum() <= 40
     program[0, : len(longest) + 3] = longest + [(1, 0, 0, 0)] * 3
-    with pytest.raises(ValueError, match="a caption has 5. words, but holds at most 40"):
+    with pytest.raises(ValueError, match=r"a caption has 5\d words, but holds at most 40"):
         grammar.write(program)
 
 

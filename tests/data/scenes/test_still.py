@@ -1,41 +1,17 @@
-"""Stills: every field against the specification's formulas, pixel by pixel, and the format by golden hashes."""
+"""Stills: every field against the specification's formulas, pixel by pixel."""
 
-import hashlib
-import json
+import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from transformer_zoo.data.scenes import canvas, clip, fields, grammar, palette, shapes, slots, still
-
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+from transformer_zoo.data.scenes import canvas, fields, grammar, palette, shapes, slots, still
 
 
 def scenes(indices, split="train", side=32, easy=False):
     indices = np.asarray(indices)
     return still.Fields(still.draw(slots.scene_seeds(0, "still", split, indices), split, side, easy))
-
-
-def digest(field):
-    """Floats are hashed as whole ten-thousandths, texts as UTF-8."""
-    if field.dtype == object:
-        return hashlib.sha256("\n".join(field).encode()).hexdigest()
-    if field.dtype.kind == "f":
-        field = np.round(field * 1e4).astype(np.int32)
-    little = field.astype(field.dtype.newbyteorder("<"))
-    return hashlib.sha256(f"{little.dtype.str} {field.shape} ".encode() + little.tobytes()).hexdigest()
-
-
-def test_the_first_samples_of_stills_are_what_they_were():
-    found = scenes(range(64))
-    assert {name: digest(getattr(found, name)) for name in still.FIELDS} == GOLDEN["still"]
-
-
-def test_the_first_samples_of_clips_are_what_they_were():
-    found = clip.Fields(clip.draw(slots.scene_seeds(0, "clip", "train", np.arange(64)), "train", 32, 8))
-    assert {name: digest(getattr(found, name)) for name in clip.FIELDS} == GOLDEN["clip"]
 
 
 def test_a_sample_does_not_depend_on_the_batch_it_is_in():
@@ -148,7 +124,7 @@ def test_what_is_lower_is_nearer():
     bottom = np.maximum(found.obj[..., 3] + half, found.env[:, 3:] - 1)
     for k in range(200):
         order = [n for n in np.argsort(bottom[k], kind="stable") if found.obj[k, n, 5] > 0]
-        for far, near in zip(order, order[1:]):
+        for far, near in itertools.pairwise(order):
             if bottom[k, near] - bottom[k, far] >= 8:
                 depth = [found.depth[k][found.inst[k] == n + 1].mean() for n in (far, near)]
                 assert depth[1] < depth[0]

@@ -9,12 +9,12 @@ of pictures with the captions of others.
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, UInt8
 
-from transformer_zoo.data.scenes import grammar, palette, shapes
+from transformer_zoo.data.scenes import fields, grammar, palette, shapes
 
 UNSEEN = -1
 SATURATION, BRIGHTNESS = 0.42, 70  # over both a pixel is an object's
@@ -93,23 +93,20 @@ def parse_batch(images: UInt8[np.ndarray, "batch height width 3"], side: int = 0
     Returns:
         One `Parsed` a picture.
     """
-    found = zip(surroundings(images), find_objects(images, side or images.shape[1]))
-    return [Parsed(objects, sky, ground, light, horizon) for (sky, ground, horizon), (objects, light) in found]
+    found = zip(images, ~is_object(images), find_objects(images, side or images.shape[1]))
+    return [
+        Parsed(objects, *sky_and_ground(image, background), light, _horizon(image, background))
+        for image, background, (objects, light) in found
+    ]
 
 
-def is_object(pixels: np.ndarray) -> np.ndarray:
-    """Which pixels [..., 3] are saturated and bright as only objects are."""
-    highest = pixels.max(axis=-1)
-    return (highest > BRIGHTNESS) & (highest - pixels.min(axis=-1) > SATURATION * highest)
+def is_object(images: UInt8[np.ndarray, "*shape 3"]) -> Bool[np.ndarray, "*shape"]:
+    """Which pixels are saturated and bright as only objects are."""
+    highest, lowest = fields.extremes(images)
+    return (highest > BRIGHTNESS) & (highest - lowest > SATURATION * highest)
 
 
-def surroundings(images: UInt8[np.ndarray, "batch height width 3"]) -> list[tuple[int, int, int]]:
-    """Sky, ground and row of the horizon of each picture."""
-    background = ~is_object(images.astype(np.float32))
-    return [(*_sky_and_ground(*both), _horizon(*both)) for both in zip(images, background)]
-
-
-def _sky_and_ground(image: np.ndarray, background: np.ndarray) -> tuple[int, int]:
+def sky_and_ground(image: np.ndarray, background: np.ndarray) -> tuple[int, int]:
     """Sky and ground, nearest to the median of the background in the top and in the bottom quarter."""
     quarter = len(image) // 4
     ids = []
@@ -135,83 +132,101 @@ def _horizon(image: np.ndarray, background: np.ndarray) -> int:
     return first + int(above[first : height // 2].argmax())
 
 
-def _components(colour: np.ndarray) -> Int[np.ndarray, "batch height width"]:
-    """A number for each 4-connected patch of one colour, from 0; -1 off objects."""
+class _Patches(NamedTuple):
+    """4-connected patches of one colour, numbered from 0 over all pictures."""
+
+    labels: np.ndarray  # [batch, height, width], -1 where there is none
+    picture: np.ndarray  # [patches]
+    colour: np.ndarray  # [patches]
+    area: np.ndarray  # [patches]
+    box: np.ndarray  # [patches, 2, 2], first and last + 1 of rows and of columns
+
+
+def _patches(colour: np.ndarray) -> _Patches:
     from scipy.sparse import coo_array  # a third of a second to import: only where pictures are judged
     from scipy.sparse.csgraph import connected_components
 
     inside = colour >= 0
-    number = np.full(colour.shape, UNSEEN)
-    number[inside] = np.arange(inside.sum())
+    node = np.full(colour.shape, UNSEEN)
+    node[inside] = np.arange(inside.sum())
     beside = inside[:, :, 1:] & (colour[:, :, 1:] == colour[:, :, :-1])
     below = inside[:, 1:] & (colour[:, 1:] == colour[:, :-1])
-    start = np.concatenate([number[:, :, :-1][beside], number[:, :-1][below]])
-    end = np.concatenate([number[:, :, 1:][beside], number[:, 1:][below]])
+    start = np.concatenate([node[:, :, :-1][beside], node[:, :-1][below]])
+    end = np.concatenate([node[:, :, 1:][beside], node[:, 1:][below]])
     nodes = int(inside.sum())
-    graph = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(nodes, nodes))
-    labels = np.full(colour.shape, UNSEEN)
+    label = np.zeros(0, int)
     if nodes:
-        labels[inside] = connected_components(graph, directed=False)[1]
-    return labels
+        graph = coo_array((np.ones(len(start), np.int8), (start, end)), shape=(nodes, nodes))
+        label = connected_components(graph, directed=False)[1]
+    labels = np.full(colour.shape, UNSEEN)
+    labels[inside] = label
+    picture, row, column = np.nonzero(inside)
+    number = label.max(initial=-1) + 1
+    of_patch = np.zeros((2, number), int)
+    of_patch[:, label] = picture, colour[inside]
+    box = np.zeros((number, 2, 2), int)
+    for axis, place in enumerate((row, column)):
+        box[:, axis, 0] = max(colour.shape)
+        np.minimum.at(box[:, axis, 0], label, place)
+        np.maximum.at(box[:, axis, 1], label, place + 1)
+    return _Patches(labels, of_patch[0], of_patch[1], np.bincount(label, minlength=number), box)
+
+
+@functools.cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def find_objects(images: UInt8[np.ndarray, "batch height width 3"], side: int) -> list[tuple[tuple[Found, ...], int]]:
     """Of each picture its objects, the largest first, and its light as balls and cones show it."""
+    with _blas().limit(limits=1):  # the products are small: threads would wait for each other longer than they work
+        return _find_objects(images, side)
+
+
+def _find_objects(images: np.ndarray, side: int) -> list[tuple[tuple[Found, ...], int]]:
     bank = _bank(side)
-    pixels = images.astype(np.float32)
-    brightness, inside = pixels.max(axis=-1), is_object(pixels)
+    inside = is_object(images)
     colour = np.full(inside.shape, UNSEEN)
-    colour[inside] = (pixels[inside] @ DIRECTIONS.T.astype(np.float32)).argmax(axis=1)
-    labels = _components(colour)
-    picture, row, column = np.nonzero(labels >= 0)
-    label = labels[picture, row, column]
-    number = label.max(initial=-1) + 1
-    area = np.bincount(label, minlength=number)
-    large = area >= max(8, 0.004 * side**2)
-    big = np.full((4, number), np.iinfo(np.int64).max)
-    for line, values in zip(big, (row, -row, column, -column)):
-        np.minimum.at(line, label, values)
-    top, bottom, left, right = big[0], -big[1] + 1, big[2], -big[3] + 1
-    where = np.zeros(number, int)
-    where[label] = picture
-    hue = np.zeros(number, int)
-    hue[label] = colour[picture, row, column]
-    found: list[list[Found]] = [[] for _ in images]
-    slopes: list[list[float]] = [[] for _ in images]
-    chosen = np.flatnonzero(large)
+    colour[inside] = (images[inside].astype(np.float32) @ DIRECTIONS.T.astype(np.float32)).argmax(axis=1)
+    patches = _patches(colour)
+    large = np.flatnonzero(patches.area >= max(8, 0.004 * side**2))
     window = int(np.sqrt(bank.masks.shape[1]))
     reach = window // 2
-    padded = np.pad(labels, ((0, 0), (reach, reach), (reach, reach)), constant_values=UNSEEN)
-    middle = np.stack([(top + bottom) // 2, (left + right) // 2], axis=1)[chosen]
-    span = np.arange(window)
-    rows, columns = middle[:, :1] + span, middle[:, 1:] + span
-    crops = padded[where[chosen, None, None], rows[:, :, None], columns[:, None]] == chosen[:, None, None]
-    both = crops.reshape(len(chosen), window**2).astype(np.float32) @ bank.masks.T
-    iou = both / (area[chosen, None] + bank.area - both)
-    extent = np.maximum(bottom - top, right - left)[chosen]
-    iou[abs(bank.extent - extent[:, None]) > np.maximum(3, 0.25 * bank.extent)] = 0
-    best = iou.argmax(axis=1)
-    for k, (which, fit) in enumerate(zip(chosen, best)):
+    padded = np.pad(patches.labels, ((0, 0), (reach, reach), (reach, reach)), constant_values=UNSEEN)
+    middle = patches.box.sum(axis=2)[large] // 2
+    rows, columns = (middle[:, axis, None] + np.arange(window) for axis in range(2))
+    crops = padded[patches.picture[large, None, None], rows[:, :, None], columns[:, None]] == large[:, None, None]
+    both = crops.reshape(len(large), window**2).astype(np.float32) @ bank.masks.T
+    iou = both / (patches.area[large, None] + bank.area - both)
+    extent = np.diff(patches.box, axis=2)[large].max(axis=1)
+    iou[abs(bank.extent - extent) > np.maximum(3, 0.25 * bank.extent)] = 0
+    found: list[list[Found]] = [[] for _ in images]
+    slopes: list[list[float]] = [[] for _ in images]
+    for k, (patch, fit) in enumerate(zip(large, iou.argmax(axis=1))):
         if iou[k, fit] <= MIN_IOU:
             continue
         size, shape = divmod(int(fit) // 9, len(palette.SHAPES))
-        centre = middle[k] + bank.centre[fit]
-        place = where[which]
-        one = Found(shape, size, int(hue[which]), int(centre[0]), int(centre[1]), float(iou[k, fit]), int(area[which]))
-        found[place].append(one)
+        row, column = map(int, middle[k] + bank.centre[fit])
+        picture, area = patches.picture[patch], int(patches.area[patch])
+        found[picture].append(Found(shape, size, int(patches.colour[patch]), row, column, float(iou[k, fit]), area))
         if shape in _LIT_ROUND:
             y, x = np.nonzero(crops[k])
-            values = brightness[place, y + middle[k, 0] - reach, x + middle[k, 1] - reach]
+            values = fields.extremes(images[picture, y + middle[k, 0] - reach, x + middle[k, 1] - reach])[0]
             spread = x - x.mean()
-            slope = (spread * values).sum() / (spread**2).sum() / values.mean() * palette.half_widths(side)[size]
-            slopes[place].append(slope * one.area)
-    result = []
-    for objects, weighted in zip(found, slopes):
-        total = sum(one.area for one in objects if one.shape in _LIT_ROUND)
-        slope = sum(weighted) / total if total else 0.0
-        light = 1 - int(slope < -SLOPE) + int(slope > SLOPE) if total else UNSEEN
-        result.append((tuple(sorted(objects, key=lambda one: -one.area)), light))
-    return result
+            slope = (spread * values).sum() / (spread**2).sum() / values.mean()
+            slopes[picture].append(area * slope * palette.half_widths(side)[size])
+    return [
+        (tuple(sorted(objects, key=lambda one: -one.area)), _light(objects, sum(weighted, 0.0)))
+        for objects, weighted in zip(found, slopes)
+    ]
+
+
+def _light(objects: Sequence[Found], slope: float) -> int:
+    """From the slopes of brightness across balls and cones, added up by area."""
+    total = sum(one.area for one in objects if one.shape in _LIT_ROUND)
+    return 1 - int(slope < -SLOPE * total) + int(slope > SLOPE * total) if total else UNSEEN
 
 
 def score(image: UInt8[np.ndarray, "height width 3"], program: np.ndarray, side: int = 0) -> dict[str, float]:

@@ -349,7 +349,7 @@ class Fields:
         moved = steps[np.arange(self.batch)[:, None, None, None], np.arange(self.frames)[:, None, None], self.inst]
         window = self.scene.window.astype(float)
         after = np.concatenate([window[:, 1:], window[:, -1:]], axis=1)
-        pixel = np.stack(np.mgrid[: self.side, : self.side], axis=-1) + 0.5
+        pixel = np.moveaxis(np.mgrid[: self.side, : self.side], 0, -1) + 0.5
         now, then = (x[:, :, None, None, 2:] / self.side for x in (window, after))
         origin, target = (x[:, :, None, None, :2] for x in (window, after))
         return np.round((origin + pixel * now + moved - target) / then - pixel).astype(np.int8)

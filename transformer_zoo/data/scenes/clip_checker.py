@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from transformer_zoo.data.scenes import checker, clip, grammar, palette, shapes
+from transformer_zoo.data.scenes import checker, clip, fields, grammar, palette, shapes
 
 Video = UInt8[np.ndarray, "frames side side 3"]
 Window = Int[np.ndarray, "frames 3"]
 
-PLAYER_CONTRAST = 100  # of the white disc over its black ring
-FLAKE_BRIGHTNESS = 242
+PLAYER_CONTRAST = 50  # of the white disc over its black ring; 245 as generated, half of it under slight blur
+FLAKE_CONTRAST = 20
+SNOW_SHARE = 0.008  # of the pixels, by which there are more flakes in the end than at first
 SEEN_SHARE = 0.25  # of frames in which a colour must be seen to be an object of a clip
 NOT_FOUND = -1
 
@@ -36,16 +37,16 @@ class ParsedClip(NamedTuple):
     """What a clip shows.
 
     Attributes:
-        frames: each frame, objects at places on the canvas, the horizon at a row of the frame.
+        frames: each frame, objects at places on the canvas; where the horizon is goes unread.
         tracks: one a colour that is seen often enough.
         player: its centre on the canvas, nan where it is not found.
-        white: pixels as bright as a flake in each frame.
+        flakes: pixels that stand out as flakes do, in each frame.
     """
 
     frames: tuple[checker.Parsed, ...]
     tracks: tuple[Track, ...]
     player: Float[np.ndarray, "frames 2"]
-    white: Int[np.ndarray, " frames"]
+    flakes: Int[np.ndarray, " frames"]
 
 
 def stated_windows(program: np.ndarray, frames: int, side: int) -> Window:
@@ -81,13 +82,12 @@ def parse(video: Video, window: Window) -> ParsedClip:
     side = video.shape[1]
     flat = to_canvas(video, window)
     frames = []
-    for (objects, light), around, origin in zip(checker.find_objects(flat, side), checker.surroundings(video), window):
-        row, column = map(int, origin[:2])
-        moved = tuple(one._replace(row=one.row + row, column=one.column + column) for one in objects)
-        frames.append(checker.Parsed(moved, around[0], around[1], light, around[2]))
+    seen = zip(checker.find_objects(flat, side), video, ~checker.is_object(video), window)
+    for (objects, light), frame, background, (row, column, _) in seen:
+        moved = tuple(one._replace(row=one.row + int(row), column=one.column + int(column)) for one in objects)
+        frames.append(checker.Parsed(moved, *checker.sky_and_ground(frame, background), light, checker.UNSEEN))
     player = find_player(flat) + window[:, :2]
-    white = (flat.min(axis=-1) >= FLAKE_BRIGHTNESS).sum(axis=(1, 2))
-    return ParsedClip(tuple(frames), _tracks(frames), player, white)
+    return ParsedClip(tuple(frames), _tracks(frames), player, count_flakes(flat))
 
 
 def _tracks(frames: list[checker.Parsed]) -> tuple[Track, ...]:
@@ -116,13 +116,25 @@ def find_player(frames: Video) -> Float[np.ndarray, "frames 2"]:
     from scipy.signal import fftconvolve  # most of a second to import: only where clips are judged
 
     ring, disc = _player_masks(frames.shape[1])
-    darkest, brightest = frames.min(axis=-1).astype(np.float32), frames.max(axis=-1).astype(np.float32)
+    brightest, darkest = fields.extremes(frames)
     # The masks are their own mirror images, so that convolving is correlating.
     white = fftconvolve(darkest, disc[None], "valid", axes=(1, 2))
     black = fftconvolve(brightest, ring[None], "valid", axes=(1, 2))
     contrast = (white - black).reshape(len(frames), -1)
     place = np.stack(np.divmod(contrast.argmax(axis=1), white.shape[2]), axis=1) + len(ring) // 2
     return np.where(contrast.max(axis=1, keepdims=True) > PLAYER_CONTRAST, place, np.nan)
+
+
+def count_flakes(frames: Video) -> Int[np.ndarray, " frames"]:
+    """Pixels whose lowest value exceeds those two flakes above, below, left and right of them."""
+    side = frames.shape[1]
+    away = 2 * (side // 32)
+    lowest = fields.extremes(frames)[1].astype(int)
+    around = np.pad(lowest, ((0, 0), (away, away), (away, away)))
+    middle, before, after = slice(away, away + side), slice(side), slice(2 * away, None)
+    vertical = np.maximum(around[:, before, middle], around[:, after, middle])
+    horizontal = np.maximum(around[:, middle, before], around[:, middle, after])
+    return (lowest - np.maximum(vertical, horizontal) > FLAKE_CONTRAST).sum(axis=(1, 2))
 
 
 def actions(parsed: ParsedClip) -> Int[np.ndarray, " steps"]:
@@ -149,7 +161,7 @@ def identity(parsed: ParsedClip) -> float:
 
 def snows(parsed: ParsedClip, side: int) -> bool:
     """Whether the last frame shows more flakes than the first."""
-    return bool(parsed.white[-1] - parsed.white[0] > 0.006 * side**2)
+    return bool(parsed.flakes[-1] - parsed.flakes[0] > SNOW_SHARE * side**2)
 
 
 def score(

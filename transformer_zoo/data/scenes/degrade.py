@@ -88,7 +88,7 @@ def add_degraded(batch: dict[str, np.ndarray], seeds: Seeds) -> dict[str, np.nda
     return batch | degrade(batch["image"], seeds)
 
 
-def _apply(images: Images, seeds: Seeds, order: int, side: int) -> Images:
+def _apply(images: Images, seeds: Seeds, order: int, side: int) -> UInt8[np.ndarray, "batch low low 3"]:
     drawn = draw_order(seeds, order)
     pixels = _blur(images.astype(np.float64), drawn.sigma, drawn.angle)
     pixels = _noise(_to_bytes(_resize(pixels, side, drawn.method)), seeds, order, drawn)
@@ -137,7 +137,7 @@ def _resize(pixels: np.ndarray, side: int, method: np.ndarray) -> np.ndarray:
     """Each image [before, before, 3] to [side, side, 3] by its own method."""
     batch, before = pixels.shape[:2]
     weights = np.stack([_resize_matrix(before, side, name) for name in METHODS])[method]
-    rows = weights @ pixels.reshape(batch, before, -1)
+    rows = weights @ pixels.reshape(batch, before, 3 * before)
     return weights[:, None] @ rows.reshape(batch, side, before, 3)
 
 
