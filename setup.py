@@ -27,6 +27,8 @@ setuptools.setup(
         "pillow",
         "safetensors",
         "scikit-learn",
+        "scikit-image",
+        "tokenizers",
         "matplotlib",
         "tensorboardX",
         "tqdm",

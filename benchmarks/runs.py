@@ -132,7 +132,14 @@ def training_flops(task: Task, variables: Variables, config: Any) -> float:
 
 
 def current_commit() -> str:
-    """The commit that runs now, with '-dirty' where tracked files differ from it; 'unknown' outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    described = subprocess.run(command, capture_output=True, text=True)
-    return described.stdout.strip() or "unknown"
+    """The commit that runs now, with '-dirty' where tracked files differ from it; 'unknown' outside of git.
+
+    What earlier benchmarks wrote under results/ is no difference.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
+
+    commit = git("describe", "--always", "--exclude=*")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+    return f"{commit}-dirty" if commit and changed else commit or "unknown"

@@ -38,7 +38,7 @@ def test_one_sharded_bfloat16_step_is_finite_and_reaches_every_parameter(key):
     abstract = state.abstract_state(task, optimizers, False, mesh)
     rng = np.random.default_rng(0)
     with jax.set_mesh(mesh):
-        filled = random_like(abstract, rng, 0.1).replace(step=np.int32(0))
+        filled = random_like(abstract, rng, 0.3).replace(step=np.int32(0))
         filled = jax.device_put(filled, jax.tree.map(lambda leaf: leaf.sharding, abstract))
         batch = jax.device_put(random_like(task.spec(8), rng, 1.0), sharding.batch_sharding(mesh))
         before = jax.device_get(filled.params)

@@ -48,7 +48,7 @@ def construct(kind: type, options: Options, where: str, given: Mapping[str, Any]
     for name, value in options.items():
         if name not in names:
             raise unknown(f"{where}.{name}:", name, names)
-        values[name] = _checked(value, hints.get(name, Any), f"{where}.{name}")
+        values[name] = checked(value, hints.get(name, Any), f"{where}.{name}")
     missing = [
         field.name
         for field in dataclasses.fields(kind)
@@ -62,10 +62,15 @@ def construct(kind: type, options: Options, where: str, given: Mapping[str, Any]
     return kind(**values, **given)
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """`value` as a field of type `hint` takes it: lists become tuples, whole numbers become floats where asked."""
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a field of type `hint` takes it: lists become tuples, whole numbers become floats where asked.
+
+    Raises:
+        ValueError: a value of another plain type; `where` is its path in the config.
+    """
     if isinstance(value, list | tuple):
-        value = tuple(value)
+        floats = set(typing.get_args(hint)) <= {float, ...} and typing.get_origin(hint) is tuple
+        value = tuple(checked(item, float, where) for item in value) if floats else tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = typing.get_origin(hint) or hint

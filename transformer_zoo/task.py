@@ -139,6 +139,9 @@ class Task(abc.ABC):
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
         """The scalar that `ctx.player` minimises. Plain means over the batch, or accumulation is not exact."""
 
+    def check(self, batch: Batch) -> None:  # noqa: B027, most tasks have nothing to check
+        """Raises ValueError for values that no batch may have; sees every batch on the host, text fields included."""
+
     def evaluators(self) -> dict[str, Evaluator]:
         """Judges by name; their metrics are logged as `split/name_metric`, or `split/metric` for the name ''."""
         return {}

@@ -79,6 +79,7 @@ def _groups(side: str) -> list[list[str]]:
 
 PLAIN = Transform(to_ours=lambda array, shape: array, to_theirs=lambda array: array)
 LINEAR = axes("out in -> in out")  # torch.nn.Linear
+CONVOLUTION = axes("out in row column -> row column in out")  # torch.nn.Conv2d
 HEADS = axes("(part head dim) width -> width part head dim")  # to `HeadProjection`; parts are q, k, v or k, v or one
 HEADS_BIAS = axes("(part head dim) -> part head dim")
 HEADS_OUT = axes("width (head dim) -> head dim width")  # the output projection of an attention

@@ -7,6 +7,7 @@ pixels fail and representations count.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,6 +38,10 @@ class Digits:
         labels_per_class: if not 0, only that many training images of each class.
         placements: how often each digit is a record, every time at another place.
     """
+
+    about: ClassVar[str] = (
+        "Real: the handwritten digits of scikit-learn (UCI ML, CC BY 4.0). Generated: where they lie on the canvas."
+    )
 
     split: str = "train"
     side: int = 8

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformer_zoo.data.checks import DataError
 from transformer_zoo.naming import nearest
 from transformer_zoo.training.config import load_config
 from transformer_zoo.training.errors import UserError
@@ -49,12 +50,13 @@ def read_config(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, P
 
 
 def main(command: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C a quiet 130."""
+    """Runs a command; what a user can mend becomes one line on stderr and exit status 2, Ctrl-C a quiet 130."""
     keep_freed_memory()
     try:
         command(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, DataError) as error:
+        where = "data: " if isinstance(error, DataError) else ""
+        print(f"error: {where}{error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the newest checkpoint is kept. Run the same command to resume", file=sys.stderr)

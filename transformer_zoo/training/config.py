@@ -15,7 +15,7 @@ from transformer_zoo.naming import nearest
 from transformer_zoo.training.errors import UserError
 
 # May differ between a run and its continuation: they do not change what is learned.
-FREE_FIELDS = ("checkpoint", "eval", "log", "mesh", "evaluators", "sampling")
+FREE_FIELDS = ("checkpoint", "eval", "log", "mesh", "evaluators", "sampling", "data.workers")
 # Groups whose fields are those of what they build, which checks them: any may be set, not only those in the file.
 OPEN_GROUPS = ("model", "task", "optimizer", "data.options", "data.train_options", "data.eval_options", "evaluators")
 OPTIONAL_FIELDS = (
@@ -35,7 +35,8 @@ def base_config() -> ConfigDict:
 
     `dtype` is 'auto' (bfloat16 on accelerators, float32 on a CPU) or a dtype's name; parameters are float32 always.
     `mesh` gives the number of devices along each axis, -1 for what is left. `accumulate_steps` cuts a batch into so
-    many parts; `nan` says what follows a loss that is not finite: 'stop' or 'skip'.
+    many parts; `nan` says what follows a loss that is not finite: 'stop' or 'skip'. `data` is described in
+    `data/pipeline.py`; where `eval_transforms` is None, evaluation transforms as training does.
     """
     return ConfigDict(
         {
@@ -48,7 +49,14 @@ def base_config() -> ConfigDict:
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "model": {},
             "task": {},
-            "data": {"source": "", "options": {}, "transforms": (("scale", {}),)},
+            "data": {
+                "source": "",
+                "options": {},
+                "transforms": (("scale", {}),),
+                "eval_transforms": None,
+                "workers": 0,
+                "max_corrupt_share": 0.01,
+            },
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 0},
             "checkpoint": {"every_steps": 1000, "keep": 2},
             "eval": {"every_steps": 0, "batch_size": 0},

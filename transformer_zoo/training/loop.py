@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def train(
     players = player_configs(config, task)
     optimizers = make_optimizers(task, players, config.total_steps)
     ema_decay = config.ema.decay if "ema" in config else 0.0
+    verify(data)
     with claimed(workdir, config), stop_on_signal() as stop, jax.set_mesh(mesh):
         abstract = abstract_state(task, optimizers, ema_decay > 0, mesh)
         sharding.check_sharded(abstract.params, jax.tree.map(lambda leaf: leaf.sharding, abstract.params), mesh)
@@ -95,7 +96,7 @@ def train(
             wandb_project=config.log.get("wandb_project", ""),
         )
         batch_sharding = sharding.batch_sharding(mesh)
-        batches = device_batches(data, first, batch_sharding) if first < config.total_steps else iter(())
+        batches = device_batches(data, first, batch_sharding)
         figures = dict(meta.get("metrics", {}))
         pending: list[tuple[int, Any]] = []
         try:
@@ -103,7 +104,7 @@ def train(
                 ends = step == config.total_steps or stop.requested
                 due = judge.due(step, config.total_steps, config.eval.every_steps) if step > first else []
                 if ends or due:
-                    log_pending(pending, reporter, config, checkpoints)
+                    log_pending(pending, reporter, config, checkpoints, data)
                 if due:
                     with reporter.pause():
                         ctx = Context(jax.random.key(config.seed), state.step, state.ema, train=False)
@@ -122,15 +123,20 @@ def train(
                         checkpoints.save(step, state.replace(frozen={}), meta)
                 if ends:
                     break
-                batch = next(batches)
-                with reporter.pause() if step == first else contextlib.nullcontext():  # the first one compiles
+                with reporter.pause() if step == first else contextlib.nullcontext():  # workers start, XLA compiles
+                    with data.timing.waiting():
+                        batch = next(batches)
                     state, metrics = compiled(state, batch, task.phase(step))
+                    data.timing.dispatched(metrics)
+                if step == first:
+                    data.timing.reset()
                 pending.append((step + 1, metrics))
                 reporter.advance(step + 1)
                 if step > first and step % config.log.every_steps == 0:
-                    log_pending(pending, reporter, config, checkpoints, leave=1)
+                    log_pending(pending, reporter, config, checkpoints, data, leave=1)
             checkpoints.wait()
         finally:
+            batches.close()
             close_quietly(checkpoints)
             reporter.finish()
         if stop.requested and step < config.total_steps:
@@ -184,9 +190,17 @@ def evaluation_variables(state: TrainState, optimizers: Mapping[str, Optimizer])
     return state.variables.replace(params=params)
 
 
-def device_batches(data: Data, start: int, placed: Any) -> Iterator[Any]:
+def verify(data: Data) -> None:
+    """Raises UserError where the first records do not fit the task, before anything is compiled."""
+    try:
+        data.verify()
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+
+
+def device_batches(data: Data, start: int, placed: Any) -> Generator[Any, None, None]:
     """Training batches on the devices, from batch number `start` on."""
-    for _, batch in to_device(data.train(start), lambda _: placed):
+    for _, batch in to_device(data.train(start), lambda _: placed, timing=data.timing):
         yield batch
 
 
@@ -233,7 +247,9 @@ def judge_all(
     return {key: value for found in by_split.values() for key, value in found.items()}
 
 
-def log_pending(pending: list, reporter: Reporter, config: Any, checkpoints: store.Checkpoints, leave: int = 0) -> None:
+def log_pending(
+    pending: list, reporter: Reporter, config: Any, checkpoints: store.Checkpoints, data: Data, leave: int = 0
+) -> None:
     """Logs the mean figures of all steps but the last `leave`, which the devices may still be busy with."""
     done, pending[:] = pending[: len(pending) - leave], pending[len(pending) - leave :]
     if not done:
@@ -243,7 +259,8 @@ def log_pending(pending: list, reporter: Reporter, config: Any, checkpoints: sto
     for metrics in fetched:
         for name, value in host_metrics(metrics).items():
             sums.setdefault(name, []).append(value)
-    reporter.log_training(done[-1][0], {name: float(np.mean(values)) for name, values in sums.items()})
+    means = {name: float(np.mean(values)) for name, values in sums.items()}
+    reporter.log_training(done[-1][0], means, data.timing.waited())
 
 
 def raise_if_not_finite(pending: list, config: Any, checkpoints: store.Checkpoints) -> list[dict[str, Any]]:

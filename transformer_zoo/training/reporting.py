@@ -35,7 +35,8 @@ from transformer_zoo.training.errors import UserError
 _MIN_TILE, _MIN_PICTURE = 64, 200  # pixels a side that a person can still look at
 _GAP = 2  # pixels between the tiles of a grid
 _FRAME_MILLISECONDS = 120
-_SPEED = ("step_seconds", "examples_per_second", "mfu")
+_SPEED = ("step_seconds", "examples_per_second", "mfu", "data_wait")
+_STARVED = 0.1  # share of the time that devices waited for data, above which the slowest stage is named
 
 
 class DiskFull(UserError):
@@ -206,8 +207,17 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def log_training(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Writes a line of split 'train', with step time and throughput averaged over the steps since the last one."""
+    def log_training(
+        self, step: int, metrics: Mapping[str, SupportsFloat], waited: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes a line of split 'train', with step time and throughput averaged over the steps since the last one.
+
+        Args:
+            step: number of completed steps.
+            metrics: figures to log.
+            waited: seconds since the last line that devices waited for data, by the stage to blame; the line carries
+                their share of the time as `data_wait` and the terminal names the slowest stage where it is large.
+        """
         seconds = self.train_seconds
         steps = step - self._logged_step
         step_seconds = (seconds - self._logged_seconds) / steps if steps > 0 else 0.0
@@ -217,11 +227,13 @@ class Reporter:
             values |= {"step_seconds": step_seconds, "examples_per_second": self._batch_size / step_seconds}
             if self._flops_per_step and self._peak_flops:
                 values["mfu"] = self._flops_per_step / step_seconds / self._peak_flops
+            if waited is not None:
+                values["data_wait"] = min(1.0, sum(waited.values()) / (step_seconds * steps))
         if not self._primary:
             return
         append_line(self._workdir, {"step": step, "split": "train", **values})
         self._write_scalars(step, {f"train/{name}": value for name, value in values.items()})
-        speed = _speed_words(values, self._total_steps - step)
+        speed = _speed_words(values, waited or {}, self._total_steps - step)
         words = [f"{name} {_number(value)}" for name, value in values.items() if name not in _SPEED]
         if self._bar is None:
             print("  ".join([f"step {step}/{self._total_steps}", *words, *speed]), flush=True)
@@ -388,11 +400,21 @@ def _number(value: float) -> str:
     return f"{value:.4g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
-def _speed_words(values: Mapping[str, float], steps_left: int) -> list[str]:
+def _data_words(share: float, waited: Mapping[str, float]) -> str:
+    if share <= _STARVED:
+        return f"data {100 * share:.0f} %"
+    slowest = max(waited, key=lambda stage: waited[stage])
+    part = 100 * waited[slowest] / sum(waited.values())
+    return f"data: {100 * share:.0f} % of the time waiting, of which {slowest} {part:.0f} %"
+
+
+def _speed_words(values: Mapping[str, float], waited: Mapping[str, float], steps_left: int) -> list[str]:
     if "step_seconds" not in values:
         return []
     words = [f"{1000 * values['step_seconds']:.4g} ms/step", f"{values['examples_per_second']:,.0f} examples/s"]
     if "mfu" in values:
         words.append(f"MFU {100 * values['mfu']:.1f} %")
+    if "data_wait" in values:
+        words.append(_data_words(values["data_wait"], waited))
     minutes, seconds = divmod(round(values["step_seconds"] * steps_left), 60)
     return [*words, f"ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"]

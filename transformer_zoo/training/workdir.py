@@ -45,7 +45,8 @@ def write_config(workdir: Path, config: Any) -> None:
     file, new = workdir / "config.json", to_json(config)
     if file.exists():
         old = json.loads(file.read_text())
-        fixed = [text for text in differences(old, new) if text.split(":")[0].split(".")[0] not in FREE_FIELDS]
+        changed = differences(old, new)
+        fixed = [text for text in changed if not {(path := text.split(":")[0]), path.split(".")[0]} & set(FREE_FIELDS)]
         if fixed:
             raise UserError(
                 f"{workdir} holds a run with another config ({'; '.join(fixed[:6])}); choose another --workdir, or "

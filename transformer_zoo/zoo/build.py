@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from transformer_zoo import naming
-from transformer_zoo.data.pipeline import Data, open_data
+from transformer_zoo.data.pipeline import Data, checked, open_data
 from transformer_zoo.task import Evaluator, Task
 from transformer_zoo.zoo.index import paper, papers
 
@@ -59,7 +59,8 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
         eval_batch_size=config.eval.get("batch_size", 0) or config.batch_size,
         seed=config.seed,
     )
-    return Built(task, evaluators, data)
+    splits = {split: None for judge in (*task.evaluators().values(), *evaluators.values()) for split in judge.splits}
+    return Built(task, evaluators, checked(data, task.spec(), task.check, splits))
 
 
 def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:

@@ -124,7 +124,7 @@ def golden(config: Mapping[str, Any]) -> tuple[GMMViT, Callable[[Any, Mapping[st
             "layer0_attn": aux["attended"][0],
             "transformer": aux["tokens"],
             "logits": logits,
-            "loss": task.losses(logits, inputs["labels"]).mean(),
+            "loss": task.losses(logits, task.targets(inputs["labels"])).mean(),
         }
 
     return vit, run
