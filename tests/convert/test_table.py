@@ -100,6 +100,18 @@ def test_blocks_are_stacked_and_taken_apart():
     assert back.keys() == ours.keys() and all(np.array_equal(back[path], ours[path]) for path in ours)
 
 
+def test_parts_of_one_array_may_differ_in_length():
+    table = [Rule(("qk.weight", "v.weight"), "qkv", HEADS, shares=(2, 1))]
+    theirs = {"qk.weight": normal(8, 5), "v.weight": normal(4, 5)}
+    ours = import_arrays(table, theirs, shapes(qkv=(5, 3, 2, 2)))
+    assert np.array_equal(ours["qkv"][3, 2, 1, 0], theirs["v.weight"][2, 3])
+    assert np.array_equal(ours["qkv"][3, 1, 1, 0], theirs["qk.weight"][6, 3])
+    back = export_arrays(table, ours)
+    assert back.keys() == theirs.keys() and all(np.array_equal(back[name], theirs[name]) for name in theirs)
+    with pytest.raises(ValueError, match=r"v.weight has shape \(8, 5\), but qkv of shape .* takes \(4, 5\)"):
+        import_arrays(table, theirs | {"v.weight": normal(8, 5)}, shapes(qkv=(5, 3, 2, 2)))
+
+
 def test_numbered_counts_in_steps():
     assert numbered("a.{i}.b.{2*j+1}.c.{i+3}", {"i": 4, "j": 5}) == "a.4.b.11.c.7"
 

@@ -97,16 +97,18 @@ class Rule:
 
     Attributes:
         theirs: their name, with '{i}' (or '{2*i+1}') where the first axis of ours counts, and '{j}' for the second.
-            Several names are parts of equal size of one array.
+            Several names are parts of one array.
         ours: our path; several paths are parts of one of theirs.
         transform: from the whole of theirs, one block at a time, to each of ours.
         axis: of theirs, along which several parts are joined.
+        shares: how much of that axis each of several names takes, relative to the others; () means equal parts.
     """
 
     theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
     transform: Transform = PLAIN
     axis: int = 0
+    shares: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,6 +119,11 @@ class Rule:
     def paths(self) -> tuple[str, ...]:
         """`ours` as a tuple."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    def lengths(self, whole: int) -> list[int]:
+        """How much of the joined axis each of their names takes."""
+        shares = self.shares or (1,) * len(self.names)
+        return [whole * share // sum(shares) for share in shares]
 
     def blocks(self, shape: Shape) -> list[tuple[tuple[int, ...], list[str]]]:
         """Indices into the stacked axes of our array, and the names of theirs that belong there."""
@@ -238,10 +245,10 @@ def _fill(
         expected, lengths = _their_shapes(rule, inner)
         taken |= set(names)
         absent += [name for name in names if name not in theirs]
-        misfits = [name for name in names if name in theirs and theirs[name].shape != expected]
+        misfits = [(n, shape) for n, shape in zip(names, expected) if n in theirs and theirs[n].shape != shape]
         bad += [
-            (name, f"has shape {theirs[name].shape}, but {first} of shape {new[first].shape} takes {expected}")
-            for name in misfits
+            (name, f"has shape {theirs[name].shape}, but {first} of shape {new[first].shape} takes {shape}")
+            for name, shape in misfits
         ]
         if absent or misfits:
             continue
@@ -273,7 +280,9 @@ def export_arrays(table: Table, arrays: Arrays) -> dict[str, np.ndarray]:
         for index, theirs in rule.blocks(arrays[rule.paths[0]].shape):
             pieces = [rule.transform.to_theirs(np.asarray(arrays[path][index])) for path in rule.paths]
             whole = np.concatenate(pieces, rule.axis) if len(pieces) > 1 else pieces[0]
-            parts = np.split(whole, len(theirs), rule.axis) if len(theirs) > 1 else [whole]
+            parts = [whole]
+            if len(theirs) > 1:
+                parts = np.split(whole, np.cumsum(rule.lengths(whole.shape[rule.axis]))[:-1], rule.axis)
             found |= {name: np.ascontiguousarray(part) for name, part in zip(theirs, parts)}
     left = [path for path in arrays if path not in placed]
     if left:
@@ -281,15 +290,16 @@ def export_arrays(table: Table, arrays: Arrays) -> dict[str, np.ndarray]:
     return found
 
 
-def _their_shapes(rule: Rule, inner: Sequence[Shape]) -> tuple[Shape, list[int]]:
-    """The shape of each of their parts, and how much of the joined axis each of our paths takes."""
+def _their_shapes(rule: Rule, inner: Sequence[Shape]) -> tuple[list[Shape], list[int]]:
+    """The shapes of their parts, and how much of the joined axis each of our paths takes."""
     takes = [rule.transform.to_theirs(np.broadcast_to(np.float32(0), shape)).shape for shape in inner]
     if len(takes) == len(rule.names) == 1:
-        return takes[0], [0]
+        return takes, [0]
     lengths = [shape[rule.axis] for shape in takes]
-    whole = list(takes[0])
-    whole[rule.axis] = sum(lengths) // len(rule.names)
-    return tuple(whole), lengths
+    shapes = [list(takes[0]) for _ in rule.names]
+    for shape, length in zip(shapes, rule.lengths(sum(lengths))):
+        shape[rule.axis] = length
+    return [tuple(shape) for shape in shapes], lengths
 
 
 def _different(name: str, found: np.ndarray, rule: Constant) -> list[str]:
