@@ -50,7 +50,7 @@ def dataset_name(source: str, options: naming.Options) -> str:
 def is_ours(name: str) -> bool:
     """Whether a dataset of that name is written by this module from a source."""
     kind = name.partition("/")[0]
-    return kind in sources.SOURCES and kind not in OWN_DATA
+    return kind in {known.partition(":")[0] for known in sources.SOURCES} and kind not in OWN_DATA
 
 
 def how_to(name: str, data_dir: str, kept: str = "") -> str:

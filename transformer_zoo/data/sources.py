@@ -16,6 +16,8 @@ SOURCES = {
     "text": "transformer_zoo.data.text:Text",
     "folder": "transformer_zoo.data.folder:Folder",
     "tfds": "transformer_zoo.data.tfds_source:TfdsSource",
+    "scenes:still": "transformer_zoo.data.scenes.source:Still",
+    "scenes:clip": "transformer_zoo.data.scenes.source:Clip",
 }
 EXAMPLES = {"text": "text:book.txt", "folder": "folder:/path/to/images", "tfds": "tfds:mnist"}
 STREAMS = {
@@ -51,7 +53,7 @@ def open_source(name: str, split: str, options: naming.Options) -> Source:
         ValueError: no such source or option (the nearest one is named), the source needs a name after a colon or
             takes none, or the split is empty.
     """
-    kind, _, rest = name.partition(":")
+    kind, _, rest = (name, "", "") if name in SOURCES else name.partition(":")
     if kind not in SOURCES:
         raise naming.unknown("data.source", name, [EXAMPLES.get(known, known) for known in SOURCES])
     source_class = naming.load(SOURCES[kind])

@@ -17,7 +17,8 @@ def canvas_digits(config: Any, total_steps: int = 400, side: int = 12) -> None:
 
 def easy_scenes(config: Any, label: str, total_steps: int = 500) -> None:
     """Generated pictures of one object, 32 x 32 pixels in colour; `label` says what is to be told, see `Still`."""
-    config.data.update({"source": "scenes:still", "options": {"side": 32, "difficulty": "easy", "label": label}})
+    options = {"side": 32, "difficulty": "easy", "label": label, "fields": ("image",), "count": 0}
+    config.data.update({"source": "scenes:still", "options": options})
     few_steps(config, total_steps)
 
 
