@@ -28,7 +28,7 @@ Heads = Float[Array, "batch height width heads dim"]
 
 
 class LePEAttention(nn.Module):
-    """softmax(query key^T * scale) value + depthwise(value), both inside windows of a map (equation 7).
+    """softmax(query key^T * scale) value + depthwise(value), both inside windows of a map (section 3.2).
 
     A map that windows do not tile is padded below and to the right with zeros, which take part; the result is cropped.
 
@@ -60,7 +60,7 @@ class LePEAttention(nn.Module):
 
 
 class CSWinBlock(nn.Module):
-    """x + cross_attention(norm(x)), then x + mlp(norm(x)), on a map (equation 6).
+    """x + cross_attention(norm(x)), then x + mlp(norm(x)), on a map (section 3.3).
 
     Attributes:
         num_heads, mlp_ratio, qkv_bias, scale, lepe, attention: see `CSWin`.
@@ -151,7 +151,7 @@ class CSWin(nn.Module):
         stripe_widths: a stage. The last stage, and one whose map at `image_size` is a square as wide as its stripes,
             attends in one window with all heads.
         cross: False gives every half of the heads square windows of the stripes' area instead (an ablation).
-        lepe: whether values are convolved (an ablation, table 6).
+        lepe: whether values are convolved (an ablation).
         mlp_ratio: hidden width of the MLP over the block's, fractions of a channel cut off.
         qkv_bias, scale: of the attention; `scale` None means head_dim^-0.5.
         attention: implementation, see `attend`.

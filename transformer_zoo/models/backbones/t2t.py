@@ -31,7 +31,7 @@ Tokens = Float[Array, "batch tokens dim"]
 def softmax_features(x: Tokens, features: Float[Array, "features dim"]) -> Float[Array, "batch tokens features"]:
     """exp(w x - |x|^2 / 2) / sqrt(m) for the m rows w: products of two estimate exp(x y).
 
-    The positive features of Performers (Choromanski et al. 2021, arXiv 2009.14794, equation 5).
+    The positive features of Performers (Choromanski et al. 2021, arXiv 2009.14794).
     In float32 whatever x is, as nothing holds the exponential down.
     """
     x = x.astype(jnp.float32)

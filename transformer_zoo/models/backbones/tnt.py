@@ -32,7 +32,7 @@ def words_side_by_side(words: Words, batch: int) -> Float[Array, "batch sentence
 
 
 class TokenEmbed(nn.Module):
-    """Images to words and sentences (equations 1 and 6).
+    """Images to words and sentences (section 3.2).
 
     Attributes:
         width, inner_width, patch_size, stride, word_positions, legacy: see `TNT`.
@@ -69,7 +69,7 @@ class TokenEmbed(nn.Module):
 
 
 class TNTBlock(nn.Module):
-    """A block over words, their fold into sentences, and a block over sentences (equations 2 to 5).
+    """A block over words, their fold into sentences, and a block over sentences (section 3.2).
 
     Attributes:
         num_heads, inner_heads, mlp_ratio, qkv_bias, legacy, attention: see `TNT`.
@@ -126,7 +126,7 @@ class TNT(nn.Module):
         stride: pixels from word to word.
         mlp_ratio: over sentences, fractions of a channel cut off; over words it is 4.
         qkv_bias: of both attentions.
-        word_positions: whether words have positions, the same in all sentences (table 6 leaves them out).
+        word_positions: whether words have positions, the same in all sentences (an ablation).
         legacy: the form of the official weights: words are cut from a convolution of the whole image, and the fold has
             a bias and one LayerNorm over single words; else every patch is convolved alone, and the fold has no bias
             and LayerNorms over all words of a sentence and over its result.
