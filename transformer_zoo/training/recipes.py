@@ -19,12 +19,12 @@ def easy_scenes(config: Any, label: str, total_steps: int = 500) -> None:
     """Generated pictures of one object, 32 x 32 pixels in colour; `label` says what is to be told, see `Still`."""
     options = {"side": 32, "difficulty": "easy", "label": label, "fields": ("image",), "count": 0}
     config.data.update({"source": "scenes:still", "options": options})
-    few_steps(config, total_steps)
+    few_steps(config, total_steps, batch_size=64)
 
 
-def few_steps(config: Any, total_steps: int) -> None:
-    """AdamW at 1e-3 with batches of 128, as suits networks of about a million parameters."""
-    config.total_steps, config.batch_size = total_steps, 128
+def few_steps(config: Any, total_steps: int, batch_size: int = 128) -> None:
+    """AdamW at 1e-3, as suits networks of about a million parameters."""
+    config.total_steps, config.batch_size = total_steps, batch_size
     config.optimizer = {
         "name": "adamw",
         "learning_rate": 1e-3,
