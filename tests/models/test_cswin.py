@@ -96,8 +96,8 @@ def test_a_block_costs_what_the_paper_says(cross):
     x = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
     variables = jax.eval_shape(block.init, jax.random.key(0), x, 0.0)
     attention = height * width * channels * (4 * channels + stripe * height + stripe * width)
-    mlp = height * width * 8 * channels**2
-    assert macs(lambda variables, x: block.apply(variables, x, 0.0)[0], variables, x) == attention + mlp
+    lepe, mlp = height * width * 9 * channels, height * width * 8 * channels**2
+    assert macs(lambda variables, x: block.apply(variables, x, 0.0)[0], variables, x) == attention + lepe + mlp
 
 
 def test_stages_with_one_window_are_the_last_and_those_as_small_as_their_stripes():
@@ -105,6 +105,7 @@ def test_stages_with_one_window_are_the_last_and_those_as_small_as_their_stripes
     small = CSWin(image_size=(112, 112), stripe_widths=(1, 2, 7, 7))
     assert [small.stripes(stage) for stage in range(4)] == [1, 2, 0, 0]
     assert CSWin(image_size=(112, 224)).stripes(2) == 7
+    assert CSWin(image_size=(28, 28), stride=2, stripe_widths=(1, 7, 7, 7)).stripes(1) == 0
 
 
 def test_layer_numbers_start_at_the_stem_and_count_through_the_stages():

@@ -85,7 +85,7 @@ LAYOUTS = {
         table=reference,
         marks=("stage1_conv_embed.0.weight", "stage1.0.attns.0.get_v.weight"),
         arguments=reference_arguments,
-        untold=("image_size", "num_heads", "stripe_widths"),
+        untold=("image_size", "stride", "num_heads", "stripe_widths"),
         preprocessing=preprocessing,
     )
 }

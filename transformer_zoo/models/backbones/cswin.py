@@ -137,6 +137,11 @@ class ConvolutionalStep(nn.Module):
         return layer_norm(1e-5, self.dtype, "norm")(y)
 
 
+def stem_padding(stride: int) -> int:
+    """Zeros on every side with which an image of whole strides has one token a stride."""
+    return (8 - stride) // 2
+
+
 class CSWin(nn.Module):
     """The pyramid, with a linear head where `num_classes` is not 0.
 
@@ -145,6 +150,7 @@ class CSWin(nn.Module):
         image_size: (height, width) in pixels that it is made for, which decides the stages with one window; other
             inputs work.
         channels: of the image.
+        stride: pixels from one of the first tokens to the next; the convolution that makes them is 7 x 7.
         depths: blocks a stage.
         width: of the first stage; each further stage has twice that of the one before.
         num_heads: a stage; even where there are stripes.
@@ -163,6 +169,7 @@ class CSWin(nn.Module):
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)
     channels: int = 3
+    stride: int = 4
     depths: tuple[int, ...] = (1, 2, 21, 1)
     width: int = 64
     num_heads: tuple[int, ...] = (2, 4, 8, 16)
@@ -184,7 +191,8 @@ class CSWin(nn.Module):
 
     def stripes(self, stage: int) -> int:
         """Width of a stage's stripes, 0 where one window covers its map."""
-        rows, columns = ((length - 3) // 4 + 1 for length in self.image_size)  # behind the stem
+        added = 2 * stem_padding(self.stride) - 7
+        rows, columns = ((length + added) // self.stride + 1 for length in self.image_size)
         for _ in range(stage):
             rows, columns = (rows + 1) // 2, (columns + 1) // 2
         width = self.stripe_widths[stage]
@@ -208,7 +216,8 @@ class CSWin(nn.Module):
                 f"depths {self.depths}, num_heads {self.num_heads} and stripe_widths {self.stripe_widths} must have "
                 "one entry a stage each"
             )
-        x = ConvolutionalStep(self.width, 7, 4, 2, dtype=self.dtype, name="stem")(images)
+        stem = ConvolutionalStep(self.width, 7, self.stride, stem_padding(self.stride), dtype=self.dtype, name="stem")
+        x = stem(images)
         aux: dict[str, Any] = {"patches": tokens_of(x)}
         rates = drop_path_rates(self.drop_path_rate, sum(self.depths))
         levels, blocks = [], []

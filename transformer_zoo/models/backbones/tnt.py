@@ -2,8 +2,8 @@
 
 A patch is a sentence, and its own small patches are the words: every block runs a narrow transformer over the words of
 each sentence alone, folds them into the sentence's token by a linear map, and then runs a transformer over sentences.
-Reference: huawei-noah/Efficient-AI-Backbones (Apache-2.0); equal to timm's `tnt_*` on equal weights, in both forms:
-`legacy`, for which the official weights are made, and the corrected one. Sizes stand in `zoo/papers/tnt.toml`.
+Reference: timm's `tnt_*` (Apache-2.0), equal on equal weights in both forms: `legacy`, for which the official weights
+of huawei-noah/Efficient-AI-Backbones are made, and the corrected one. Sizes stand in `zoo/papers/tnt.toml`.
 """
 
 from typing import Any
