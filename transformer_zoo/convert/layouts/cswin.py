@@ -124,7 +124,8 @@ def golden(config: Mapping[str, Any]) -> tuple[CSWin, Callable[[Any, Mapping[str
         modules = {"stage1_conv_embed": aux["patches"], "norm": aux["tokens"], "head": logits}
         for stage, blocks in enumerate(aux["blocks"]):
             modules |= {f"stage{stage + 1}.{block}": tokens_of(output) for block, output in enumerate(blocks)}
-        found = {name: modules[path] for name, path in config["settings"]["intermediates"].items()}
+        wanted = config["settings"].get("intermediates", {}).items()
+        found = {name: modules[path] for name, path in wanted if path in modules}
         return found | {"logits": logits, "loss": jnp.sum(logits * inputs["cotangent"])}
 
     return cswin, run

@@ -118,7 +118,8 @@ def golden(config: Mapping[str, Any]) -> tuple[T2TViT, Callable[[Any, Mapping[st
         modules = {"tokens_to_token": aux["patches"], "norm": aux["encoded"], "head": logits}
         modules |= {f"tokens_to_token.attention{i + 1}": tokens for i, tokens in enumerate(aux["token_blocks"])}
         modules |= {f"blocks.{i}": level for i, level in enumerate(aux["levels"])}
-        found = {name: modules[path] for name, path in config["settings"]["intermediates"].items()}
+        wanted = config["settings"].get("intermediates", {}).items()
+        found = {name: modules[path] for name, path in wanted if path in modules}
         return found | {"logits": logits, "loss": jnp.sum(logits * inputs["cotangent"])}
 
     return t2t, run
