@@ -2,7 +2,8 @@
 
 Sources: those of the package at 32 pixels, stills with depth, normals, instances and captions; a folder of JPEGs of
 500x375, the mean size in ImageNet, cut from scikit-learn's two photographs and written to a temporary folder for this
-measurement. Stages are those of one thread on a quiet machine; a row that says so is the whole pipeline as `train.py` runs it, in a thread or in worker processes.
+measurement. Stages are those of one thread on a quiet machine; a row that says so is the whole pipeline as `train.py`
+runs it, in a thread or in worker processes.
 `peer` is the rate at which a training step of ViT-B/16 at 224x224 takes images on an H100 at half its peak:
 
     989e12 FLOP/s * 0.5 / (3 * 2 * 17.56e9 FLOP)     forward and backward are three forward passes of 2 FLOPs a MAC

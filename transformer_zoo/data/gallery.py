@@ -26,7 +26,11 @@ FRAME_MILLISECONDS = 120
 
 STILL_FIELDS = ("image", "depth", "normal", "semseg", "inst", "canny_edge", "sam_edge", "lq_up", "text")
 CLIP_FIELDS = ("video", "depth", "semseg", "inst", "text")
-AUGMENTED = (("decode", {}), ("random_resized_crop", {"size": 64}), ("flip", {}), ("rand_augment", {}))
+AUGMENTED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("random_resized_crop", {"size": 64}),
+    ("flip", {}),
+    ("rand_augment", {}),
+)
 PALETTE = np.array(  # of classes and instances
     [
         *((24, 26, 30), (120, 160, 96), (214, 40, 40), (240, 180, 40), (60, 170, 90), (60, 110, 220)),
@@ -64,7 +68,7 @@ SHOWN = (
     Shown("Digits", "digits", {}),
     Shown("Digits on a canvas", "digits", {"side": 12}),
     Shown("Photographs, in patches", "photographs", {"side": 64, "stride": 32}),
-    Shown("Photographs, augmented", "photographs", {"side": 64, "stride": 32}, "train", AUGMENTED[1:]),
+    Shown("Photographs, augmented", "photographs", {"side": 64, "stride": 32}, "train", AUGMENTED),
     Shown("Moving digits", "moving_digits", {"frames": 16}),
     Shown("Scenes: stills", "scenes:still", {"side": 64, "fields": STILL_FIELDS}),
     Shown("Scenes: stills of one object", "scenes:still", {"difficulty": "easy", "fields": ("image", "text")}),
