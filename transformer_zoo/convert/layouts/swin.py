@@ -60,7 +60,7 @@ IN_STATE = IN_FILES | {
 
 def table(swin: Swin, names: Mapping[str, Any], buffers: bool = False) -> Table:
     """The rules of a library that calls things as in `names`, with the reference's buffers where it stores them."""
-    prefix = names["prefix"] if swin.num_classes else ""
+    prefix = names["prefix"] if swin.num_classes or swin.level_norms else ""  # not in a bare `SwinModel`
     projection, embedding_norm = (prefix + name for name in names["embedding"])
     rules: list[Rule | Constant] = [
         *patch_embedding(projection, "patch_embed", swin.patch_size),
