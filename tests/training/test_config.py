@@ -109,3 +109,12 @@ def test_a_flag_that_does_not_exist_is_named_with_the_nearest():
         command.parse(argparse.ArgumentParser(), ["--config=configs/vit.py", "--workdirs=x"])
     with pytest.raises(UserError, match="an override needs a value"):
         command.parse(argparse.ArgumentParser(), ["--config=configs/vit.py", "--config.seed", "3"])
+
+
+def test_another_source_leaves_the_options_of_the_configs_own_behind():
+    own = load_config("configs/vit.py")
+    assert own.data.options.side == 12 and own.data.eval_options.placements == 4
+    other = load_config("configs/vit.py", ["data.options.side=32", "data.source=scenes:still"])
+    assert dict(other.data.options) == {"side": 32} and not other.data.eval_options
+    same = load_config("configs/vit.py", ["data.source=digits"])
+    assert same.data.options.side == 12

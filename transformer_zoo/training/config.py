@@ -17,6 +17,7 @@ from transformer_zoo.training.errors import UserError
 # May differ between a run and its continuation: they do not change what is learned.
 FREE_FIELDS = ("checkpoint", "eval", "log", "mesh", "evaluators", "sampling", "data.workers")
 # Groups whose fields are those of what they build, which checks them: any may be set, not only those in the file.
+SOURCE_GROUPS = ("options", "train_options", "eval_options")  # of data: belong to its source
 OPEN_GROUPS = ("model", "task", "optimizer", "data.options", "data.train_options", "data.eval_options", "evaluators")
 OPTIONAL_FIELDS = (
     "ema",
@@ -92,12 +93,19 @@ def load_config(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
 def override(config: ConfigDict, overrides: Iterable[str] | Mapping[str, Any]) -> None:
     """Sets fields in place, from 'a.b=text' strings or from a mapping of 'a.b' to values.
 
+    Another `data.source` begins with no options: those of the config's own source are left out.
+
     Raises:
         UserError: an unknown field (with the nearest one) or a value of another type than the field's.
     """
     if not isinstance(overrides, Mapping):
         pairs = [text.partition("=") for text in overrides]
         overrides = {key: _parse(value) for key, _, value in pairs}
+    if "data" in config and overrides.get("data.source", config.data.source) != config.data.source:
+        with config.unlocked():  # options of one source mean nothing to another
+            for group in SOURCE_GROUPS:
+                if group in config.data:
+                    config.data[group] = ConfigDict()
     for path, value in overrides.items():
         *parents, last = path.split(".")
         node = config
