@@ -76,8 +76,8 @@ def test_a_transform_draws_the_same_wherever_it_stands_and_never_what_another_dr
 
 
 def test_every_transform_leaves_its_batch_and_other_fields_alone():
-    batch = {"image": noise(4, 9, 9, 3), "label": np.arange(4)}
-    video = {"video": noise(4, 5, 9, 9, 3)}
+    batch = {"image": noise(4, 12, 12, 3), "label": np.arange(4)}
+    video = {"video": noise(4, 5, 12, 12, 3)}
     before = {name: values.copy() for name, values in (batch | video).items()}
     options = {"resize": {"size": 5}, "resize_short_side": {"size": 5}, "sample_frames": {"frames": 2}}
     options |= {"centre_crop": {"size": 5}, "random_resized_crop": {"size": 5}}
