@@ -1,8 +1,9 @@
 """Examples a second by source and stage, beside what a GPU would eat: python -m benchmarks.data --json.
 
-Sources: real digits placed on a 32x32 canvas; a folder of JPEGs of 500x375, the mean size in ImageNet, cut from
-scikit-learn's two photographs and written to a temporary folder for this measurement. Stages are those of one thread
-on a quiet machine; a row that says so is the whole pipeline as `train.py` runs it, in a thread or in worker processes.
+Sources: those of the package at 32 pixels, stills with depth, normals, instances and captions; a folder of JPEGs of
+500x375, the mean size in ImageNet, cut from scikit-learn's two photographs and written to a temporary folder for this
+measurement. Stages are those of one thread on a quiet machine; a row that says so is the whole pipeline as `train.py`
+runs it, in a thread or in worker processes.
 `peer` is the rate at which a training step of ViT-B/16 at 224x224 takes images on an H100 at half its peak:
 
     989e12 FLOP/s * 0.5 / (3 * 2 * 17.56e9 FLOP)     forward and backward are three forward passes of 2 FLOPs a MAC
@@ -29,7 +30,7 @@ import PIL.Image
 
 from benchmarks.step import num_threads
 from transformer_zoo import naming, zoo
-from transformer_zoo.data import digits, loader, transforms
+from transformer_zoo.data import loader, sources, transforms
 from transformer_zoo.data.checks import CorruptRecords
 from transformer_zoo.training import command
 from transformer_zoo.training.devices import peak_flops
@@ -39,8 +40,20 @@ GPU, SHARE = "NVIDIA H100 80GB HBM3", 0.5
 EATER = "ViT-B/16 training at 50 % of an H100"
 BATCHES = 8  # that a rate is the mean of
 JPEGS = 256
-TRAINING = {
+# Options of the package's own sources.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "digits": {"side": 32},
+    "photographs": {},
+    "moving_digits": {"side": 32},
+    "scenes:still": {"fields": ("image", "depth", "normal", "inst", "caption")},
+    "scenes:clip": {},
+}
+TRAINING: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "digits": [("scale", {})],
+    "photographs": [("scale", {})],
+    "moving_digits": [],
+    "scenes:still": [("scale", {})],
+    "scenes:clip": [],
     "jpegs": [("decode", {}), ("random_resized_crop", {"size": 224}), ("flip", {}), ("normalise", {})],
     "jpegs_heavy": [
         ("decode", {}),
@@ -121,7 +134,8 @@ def pipeline_rate(read: loader.Read, batch_size: int, workers: int) -> float:
 def rows(names: Sequence[str], workers: Sequence[int], batch_size: int, folder: Path) -> Iterator[dict[str, Any]]:
     """One row a stage, and one a number of workers, for each source; `ratio` is ours over what the GPU would eat."""
     for name in names:
-        source = digits.Digits("train", 32) if name == "digits" else Files(write_jpegs(folder))
+        known = name in OPTIONS
+        source = sources.open_source(name, "train", OPTIONS[name]) if known else Files(write_jpegs(folder))
         steps = transforms.chain(TRAINING[name])
         read = functools.partial(loader.read_training, source, steps, batch_size, 0, slice(None))
         rates: dict[str, tuple[float, int]] = {}
@@ -136,7 +150,7 @@ def rows(names: Sequence[str], workers: Sequence[int], batch_size: int, folder: 
                 "ours": rate,
                 "peer": eaten()[0],
                 "peer_name": EATER,
-                "unit": "images/s",
+                "unit": "examples/s",
                 "ratio": rate / eaten()[0],
                 "device": "cpu",
                 "dtype": "float32",
@@ -151,7 +165,11 @@ def main(arguments: Sequence[str]) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser("python -m benchmarks.data", description="Speed of the data pipeline.")
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
-    parser.add_argument("--sources", default="digits,jpegs", help=f"some of {','.join(TRAINING)}")
+    parser.add_argument(
+        "--sources",
+        default="digits,photographs,moving_digits,scenes:still,scenes:clip,jpegs",
+        help=f"some of {','.join(TRAINING)}",
+    )
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes; 0 is a thread")
     parser.add_argument("--batch", type=int, default=64)
     flags = parser.parse_args(arguments)

@@ -18,7 +18,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from transformer_zoo import naming, zoo
 from transformer_zoo.task import Context, Task
 from transformer_zoo.tasks.classification import Classification
 from transformer_zoo.tasks.masked_pixels import MaskedPixels
+from transformer_zoo.tasks.networks import apply_network
 from transformer_zoo.training import command, sharding
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.flops import count_flops
@@ -42,13 +43,13 @@ OPTIMIZER = {"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.05}
 
 
 class Model(NamedTuple):
-    """What is compared: a size of the index, its objective, the peer's library and its name there."""
+    """What is compared: a size of the index, its objective, the peer's library ('' for none) and its name there."""
 
     key: str
     size: str
     task: Callable[..., Task]
-    library: str
-    peer: str
+    library: str = ""
+    peer: str = ""
 
 
 MODELS = {
@@ -76,7 +77,7 @@ def our_calls(task: Task, batch_size: int) -> tuple[Calls, dict[str, float]]:
     def forward(variables: Any, batch: Any) -> Any:
         ctx = Context(jax.random.key(0), jnp.int32(0), train=False)
         if isinstance(task, Classification):
-            return task.network.apply({"params": variables.params["model"]}, batch["image"])[0]
+            return apply_network(task.network, variables, batch["image"])[0]
         return task.loss(variables, batch, ctx)[0]
 
     def train() -> None:
@@ -220,18 +221,22 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def rows(names: Sequence[str], dtype: str, batch_size: int) -> list[dict[str, Any]]:
+def unrolled(model: Model, dtype: str) -> Any:
+    """The network with all its blocks in a row, as is fastest."""
+    network = zoo.create(model.key, model.size, dtype=dtype)
+    return network.clone(unroll=max(network.depths) if hasattr(network, "depths") else network.depth)
+
+
+def rows(models: Mapping[str, Model], dtype: str, batch_size: int) -> list[dict[str, Any]]:
     """One row a model and mode, in images a second; `ratio` is ours over the peer's."""
     rate = matmul_rate(dtype)
     found = []
-    for name in names:
-        model = MODELS[name]
-        depth = zoo.create(model.key, model.size).depth
-        task = model.task(network=zoo.create(model.key, model.size, unroll=depth, dtype=dtype))
+    for name, model in models.items():
+        task = model.task(network=unrolled(model, dtype))
         ours, flops = our_calls(task, batch_size)
         peer, peer_name = None, None
         try:
-            peer, peer_name = peer_calls(model, dtype, batch_size)
+            peer, peer_name = peer_calls(model, dtype, batch_size) if model.library else (None, None)
         except (ImportError, RuntimeError) as error:
             print(f"{name}: no peer to compare with: {error}", file=sys.stderr)
         for mode in MODES:
@@ -254,26 +259,31 @@ def rows(names: Sequence[str], dtype: str, batch_size: int) -> list[dict[str, An
     return found
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(
+    arguments: Sequence[str],
+    models: Mapping[str, Model] = MODELS,
+    default: str = "vit_s16,mae_b16",
+    module: str = "step",
+) -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser("python -m benchmarks.step", description="Speed against timm and transformers.")
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{module}", description="Speed against other libraries.")
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
-    parser.add_argument("--models", default="vit_s16,mae_b16", help=f"some of {','.join(MODELS)}")
+    parser.add_argument("--models", default=default, help=f"some of {','.join(models)}")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=8)
     flags = parser.parse_args(arguments)
     names = flags.models.split(",")
     for name in names:
-        if name not in MODELS:
-            raise UserError(str(naming.unknown("model", name, MODELS)))
-    found = rows(names, flags.dtype, flags.batch)
+        if name not in models:
+            raise UserError(str(naming.unknown("model", name, models)))
+    found = rows({name: models[name] for name in names}, flags.dtype, flags.batch)
     if flags.json:
         print(json.dumps(found, indent=1))
         return
     for row in found:
         beside = f"{row['peer']:.1f} {row['peer_name']}, ratio {row['ratio']:.2f}" if row["peer"] else "no peer"
         share = f"{100 * row['share_of_matmul_rate']:.0f} % of the matmul rate"
-        print(f"{row['name']:22} {row['ours']:8.1f} {row['unit']}, {share}; {beside}")
+        print(f"{row['name']:32} {row['ours']:8.1f} {row['unit']}, {share}; {beside}")
 
 
 if __name__ == "__main__":

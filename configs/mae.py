@@ -6,14 +6,14 @@ Shows reconstructions in samples/ and what a linear probe reads from the feature
 and raw pixels. About 50 s on 2 cores.
 
 `B16`, `L16`, `H14`: the paper's pretraining on ImageNet-1k, 800 epochs. `finetune_B16`, `finetune_L16`, `finetune_H14`:
-its supervised fine-tuning of the encoders that those runs leave. The crops, RandAugment, mixup, cutmix and erasing of
-both belong to the data pipeline and are not part of these configs.
+its supervised fine-tuning of the encoders that those runs leave, with RandAugment, mixup, cutmix and erasing.
 """
 
 from transformer_zoo import zoo
+from transformer_zoo.training import recipes
 from transformer_zoo.training.config import base_config
 
-IMAGENET = 1_281_167  # training images; the reference drops what is left of an epoch, hence // before epochs
+IMAGENET = recipes.IMAGENET  # images; the reference drops what is left of an epoch, hence // before epochs
 
 # (epochs, base learning rate for 256 images, layer decay, drop path rate): the reference's FINETUNE.md
 FINETUNE = {"B16": (100, 5e-4, 0.65, 0.1), "L16": (50, 1e-3, 0.75, 0.2), "H14": (50, 1e-3, 0.75, 0.3)}
@@ -55,8 +55,6 @@ def get_config(variant="tiny"):
         }
         config.log.every_steps = 100
         return config
-    config.data.update({"source": "tfds:imagenet2012"})
-    config.checkpoint.every_steps = config.eval.every_steps = 5000
     if variant in zoo.sizes("mae"):
         return pretrain(config, variant)
     if variant.removeprefix("finetune_") in FINETUNE:
@@ -67,6 +65,7 @@ def get_config(variant="tiny"):
 
 def pretrain(config, size):
     config.model = zoo.model_config("mae", size)
+    recipes.imagenet(config, scale=(0.2, 1.0))
     config.batch_size = 4096
     epoch = IMAGENET // config.batch_size
     config.total_steps = 800 * epoch
@@ -94,7 +93,8 @@ def finetune(config, size):
         final_norm="pooled",
         drop_path_rate=drop_path_rate,
     )
-    config.task = {"name": "classification", "label_smoothing": 0.1}
+    config.task = {"name": "classification", "label_smoothing": 0.1, "mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+    recipes.imagenet(config, magnitude=9.0, erasing=0.25)
     config.requires = {"pretrained": f"configs/mae.py:{size}"}
     config.init_from = {
         "requires": "pretrained",

@@ -19,12 +19,12 @@ def easy_scenes(config: Any, label: str, total_steps: int = 500) -> None:
     """Generated pictures of one object, 32 x 32 pixels in colour; `label` says what is to be told, see `Still`."""
     options = {"side": 32, "difficulty": "easy", "label": label, "fields": ("image",), "count": 0}
     config.data.update({"source": "scenes:still", "options": options})
-    few_steps(config, total_steps)
+    few_steps(config, total_steps, batch_size=64)
 
 
-def few_steps(config: Any, total_steps: int) -> None:
-    """AdamW at 1e-3 with batches of 128, as suits networks of about a million parameters."""
-    config.total_steps, config.batch_size = total_steps, 128
+def few_steps(config: Any, total_steps: int, batch_size: int = 128) -> None:
+    """AdamW at 1e-3, as suits networks of about a million parameters."""
+    config.total_steps, config.batch_size = total_steps, batch_size
     config.optimizer = {
         "name": "adamw",
         "learning_rate": 1e-3,
@@ -68,21 +68,7 @@ def deit(
     """
     steps = images // batch_size
     config.batch_size, config.total_steps = batch_size, epochs * steps
-    normalise = ("normalise", {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
-    config.data.update(
-        {
-            "source": "tfds:imagenet2012",
-            "transforms": (
-                ("decode", {}),
-                ("random_resized_crop", {"size": size}),
-                ("flip", {}),
-                ("rand_augment", {"num_layers": 2, "magnitude": 9.0, "magnitude_std": 0.5}),
-                normalise,
-                ("random_erasing", {"probability": 0.25}),
-            ),
-            "eval_transforms": (("decode", {}), ("centre_crop", {"size": size, "crop": crop}), normalise),
-        }
-    )
+    imagenet(config, size=size, crop=crop, magnitude=9.0, erasing=0.25)
     config.task.update({"label_smoothing": 0.1, "mixup_alpha": mixup, "cutmix_alpha": cutmix})
     config.optimizer = {
         "name": "adamw",
@@ -92,4 +78,46 @@ def deit(
         "final_learning_rate_ratio": 1e-5 / learning_rate,
         "weight_decay": weight_decay,
     }
+
+
+def imagenet(
+    config: Any,
+    *,
+    size: int = 224,
+    crop: float = 0.875,
+    scale: tuple[float, float] = (0.08, 1.0),
+    magnitude: float = 0.0,
+    magnitude_std: float = 0.5,
+    erasing: float = 0.0,
+) -> None:
+    """ImageNet-1k: random crops and flips in training, a centre crop in evaluation, its own mean and deviation.
+
+    Any other source of pictures with labels serves as well: --config.data.source=folder:/path/to/images.
+
+    Args:
+        config: to change.
+        size: pixels a side.
+        crop: `size` as a share of the resized image in evaluation.
+        scale: share of an image that a random crop takes.
+        magnitude: of RandAugment's two operations; 0 leaves it out.
+        magnitude_std: how much that varies.
+        erasing: probability of random erasing.
+    """
+    steps: list[tuple[str, dict]] = [
+        ("decode", {}),
+        ("random_resized_crop", {"size": size, "scale": scale}),
+        ("flip", {}),
+    ]
+    if magnitude:
+        steps.append(("rand_augment", {"magnitude": magnitude, "magnitude_std": magnitude_std}))
+    steps.append(("normalise", {}))
+    if erasing:
+        steps.append(("random_erasing", {"probability": erasing}))
+    config.data.source = "tfds:imagenet2012"
+    config.data.transforms = tuple(steps)
+    config.data.eval_transforms = (
+        ("decode", {}),
+        ("centre_crop", {"size": size, "crop": crop}),
+        ("normalise", {}),
+    )
     config.checkpoint.every_steps = config.eval.every_steps = 5000

@@ -36,7 +36,7 @@ TRUNCATED = nn.initializers.truncated_normal(0.02)
 def pool_difference(x: Map, size: int = 3) -> Map:
     """Mean of each place's neighbourhood, of places inside the map alone, minus the place itself (equation 4)."""
     around = ((size // 2, size // 2),) * 2
-    return nn.avg_pool(x, (size, size), (1, 1), around, count_include_pad=False) - x
+    return nn.avg_pool(x, (size, size), (1, 1), around, count_include_pad=False).astype(x.dtype) - x
 
 
 class StarReLU(nn.Module):
