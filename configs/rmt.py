@@ -4,7 +4,7 @@
 
 Shows held-out accuracy over six shapes of two stages of 8 x 8 and 4 x 4 tokens; about a minute on 2 cores.
 
-`T`, `S`, `B` and `L` train on ImageNet-1k by DeiT's recipe; the paper's token labels (its starred figures) are left out.
+`T`, `S`, `B` and `L` train on ImageNet-1k by DeiT's recipe; the token labels of its starred figures are left out.
 """
 
 from transformer_zoo import zoo

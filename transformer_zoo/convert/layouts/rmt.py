@@ -135,14 +135,13 @@ def golden(config: Mapping[str, Any]) -> tuple[RMT, Callable[[Any, Mapping[str, 
     initial = given.get("layer_init_values", 1e-6)
     fields["layer_scales"] = tuple(initial if scaled else 0.0 for scaled in fields["layer_scales"])
     rmt = naming.construct(RMT, fields, "arguments")
-    stages = range(len(rmt.depths))
 
     def run(variables: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         images = inputs["images"].transpose(0, 2, 3, 1)
-        relative = [
-            [inputs.get(f"param/layers.{stage}.Relpos.{name}") for name in ("angle", "decay")] for stage in stages
-        ]
-        tables = None if relative[0][0] is None else [(angles[::2], decays) for angles, decays in relative]
+        tables = None  # as rounded as the reference had them
+        if "param/layers.0.Relpos.angle" in inputs:
+            relative = [f"param/layers.{stage}.Relpos" for stage in range(len(rmt.depths))]
+            tables = [(inputs[f"{name}.angle"][::2], inputs[f"{name}.decay"]) for name in relative]
         logits, aux = rmt.apply(variables, images, tables)
         first = aux["patches"].reshape(images.shape[0], -(-images.shape[1] // 4), -1, rmt.widths[0])
         modules = {"patch_embed": first, f"layers.{len(rmt.depths) - 1}": aux["levels"][-1]}
