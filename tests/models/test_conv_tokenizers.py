@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer_zoo.layers.autoencoders import ConvolutionalDecoder, ConvolutionalEncoder
 from transformer_zoo.layers.discriminators import StyleGANDiscriminator
+from transformer_zoo.layers.quantizers.vector import CosineQuantizer
 from transformer_zoo.models.tokenizers.magvit import MAGVITTokenizer, inflate_images
 from transformer_zoo.models.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
+from transformer_zoo.task import Variables
+from transformer_zoo.tasks.networks import apply_network, init_network
 
 SMALL = dict(width=4, multipliers=(1, 2), latent_width=3, num_codes=6)
 IMAGES = MaskGITVQGAN(**SMALL, num_blocks=1)
@@ -109,6 +113,32 @@ def test_inflation_names_what_does_not_fit():
         inflate_images(filled(wider, 8, 8, 3)["params"], clips)
     with pytest.raises(ValueError, match=r"only one of the tokenizers has .*block1"):
         inflate_images(filled(MaskGITVQGAN(**SMALL), 8, 8, 3)["params"], clips)
+
+
+class Averaged(Tokenizer):
+    """One whose codes are kept by averages."""
+
+    def setup(self):
+        shared = dict(width=4, multipliers=(1, 2), num_blocks=1)
+        self.encoder = ConvolutionalEncoder(latent_width=3, **shared)
+        self.quantizer = CosineQuantizer(6, 3)
+        self.decoder = ConvolutionalDecoder(channels=3, **shared)
+
+
+def test_tasks_carry_the_codebook_and_training_alone_moves_it():
+    pixels = normal(5, 2, 8, 8, 3)
+    params, collections = jax.jit(lambda key: init_network(Averaged(), key, pixels))(jax.random.key(0))
+    assert set(params) == {"encoder", "decoder"} and set(collections) == {"codebook"}
+    variables = Variables({"model": params}, {"model": collections})
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def state(train):
+        return apply_network(Averaged(), variables, pixels, key=jax.random.key(1), train=train)[2]["model"]
+
+    moved, kept = state(True), state(False)
+    before = collections["codebook"]["quantizer"]["embedding"]
+    np.testing.assert_array_equal(kept["codebook"]["quantizer"]["embedding"], before)
+    assert jnp.abs(moved["codebook"]["quantizer"]["embedding"] - before).max() > 0.1
 
 
 def test_flags_are_one_a_step_between_levels():

@@ -1,6 +1,6 @@
 """What every quantizer gives and takes, and the arithmetic that they share."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import flax.struct
 import jax
@@ -26,16 +26,6 @@ class Quantized(flax.struct.PyTreeNode):
     ids: Any
     losses: dict[str, Any] = flax.struct.field(default_factory=dict)
     metrics: dict[str, Any] = flax.struct.field(default_factory=dict)
-
-
-class Quantizer(Protocol):
-    """The interface; `weights` are 1 at places that count and 0 at padding, which has no part in any mean or update."""
-
-    def __call__(self, z: Latents, weights: Weights | None = None, *, train: bool = False) -> Quantized:
-        """Codes for latents [..., width]."""
-
-    def lookup(self, ids: Array) -> Array:
-        """The codes of ids, as `Quantized.values` has them."""
 
 
 def straight_through(z: Latents, values: Latents) -> Latents:
