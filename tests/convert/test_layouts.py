@@ -30,7 +30,8 @@ def test_import_inverts_export_bit_by_bit(case):
     module, chosen = CASES[case], layout(key, name)
     ours = random_arrays(shapes_of(case))
     theirs = export_arrays(chosen.table(module), ours)
-    assert len(theirs) > len(ours)  # blocks are apart
+    stacked = any("blocks/" in path for path in ours)
+    assert len(theirs) > len(ours) if stacked else len(theirs) >= len(ours)  # blocks are apart there
     back = import_arrays(chosen.table(module), theirs, shapes_of(case), prefixes=chosen.prefixes)
     assert back.keys() == ours.keys() and all(np.array_equal(back[path], ours[path]) for path in ours)
     again = export_arrays(chosen.table(module), back)

@@ -3,7 +3,8 @@
 A paper's `layouts/SLUG.py` gives `golden(config)`: the network, and run(variables, inputs), which returns outputs by
 the names of the file. Every stored output and gradient must be among them. Among the inputs are, as 'param/NAME', the
 reference's fixed tables. The file's `config` says what was run:
-`paper`, `arguments` of the reference's constructor, `settings`, and `accuracy`, how far the reference itself moves.
+`paper`, `arguments` of the reference's constructor, `settings`, and `accuracy`, how far the reference itself moves; to
+them `inputs` is added, the shapes of the inputs by name, for networks whose parameters depend on them.
 """
 
 import dataclasses
@@ -124,7 +125,8 @@ def build(golden: Golden) -> Network:
     Raises:
         ValueError: a paper without a golden run, or parameters that do not fit the network.
     """
-    paper, config = golden.config["paper"], json.dumps(golden.config, sort_keys=True)
+    shapes = {name: array.shape for name, array in golden.inputs.items()}
+    paper, config = golden.config["paper"], json.dumps(golden.config | {"inputs": shapes}, sort_keys=True)
     if not hasattr(paper_layouts(paper), "golden"):
         raise ValueError(f"there is no golden run of {paper!r}")
     module, run = _run(config, bool(golden.gradients))

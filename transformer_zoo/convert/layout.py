@@ -88,7 +88,7 @@ def abstract_variables(key: str, module: Any) -> Any:
 
 def count(names: Iterable[str], template: str) -> int:
     """How many blocks there are: one more than the highest number in place of '{i}' in any name."""
-    pattern = re.escape(template).replace(r"\{i\}", r"(\d+)") + r"\."
+    pattern = re.escape(template).replace(r"\{i\}", r"(\d+)") + r"[./]"
     found = [re.match(pattern, name) for name in names]
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 

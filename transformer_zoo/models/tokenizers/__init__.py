@@ -1,0 +1,1 @@
+"""Tokenizers: images and clips to grids of discrete tokens and back."""
