@@ -44,7 +44,7 @@ def get_config(variant="tiny"):
             "probe": {"name": "linear_probe"},
             "probe_random": {"name": "linear_probe", "untrained": True},
         }
-        config.total_steps, config.batch_size = 3000, 128
+        config.total_steps, config.batch_size = 2400, 128
         config.optimizer = {
             "name": "adamw",
             "learning_rate": 2e-3,
