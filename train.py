@@ -1,4 +1,7 @@
-"""Trains a config: python train.py --config=configs/quickstart.py [--config.a.b=value ...] [--workdir=DIR]."""
+"""Trains a config: python train.py --config=configs/quickstart.py [--config.a.b=value ...] [--workdir=DIR].
+
+With --plan=v5e:16x16, gpu:h100x64, gpu:rtx4090 or search:v5e:16x16 it trains nothing and says what the run needs there.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -9,8 +12,13 @@ from transformer_zoo.training import command, stages
 
 def train(arguments: Sequence[str]) -> None:
     """Reads the flags, trains, prints the held-out figures and where the results are."""
-    flags, overrides = command.parse(argparse.ArgumentParser(description=__doc__), arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", default="", help="a machine: plan the run for it instead of training")
+    flags, overrides = command.parse(parser, arguments)
     config, workdir = command.read_config(flags, overrides)
+    if flags.plan:
+        command.plan(flags, overrides, workdir, zoo.build_task)
+        return
     figures = stages.run(config, workdir, zoo.build)
     print()
     for name, value in figures.items():

@@ -1,6 +1,7 @@
 """What the two commands share: flags, clean errors, the compilation cache."""
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -8,11 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from transformer_zoo.data.checks import DataError
 from transformer_zoo.naming import nearest
 from transformer_zoo.training.config import load_config
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.host_memory import keep_freed_memory
+from transformer_zoo.training.reporting import write_file
 
 
 def default_workdir(spec: str) -> Path:
@@ -47,6 +51,23 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
 def read_config(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
     """The config that the flags ask for, and the folder of its run."""
     return load_config(flags.config, overrides), Path(flags.workdir or default_workdir(flags.config))
+
+
+def plan(flags: argparse.Namespace, overrides: list[str], workdir: Path, build_task: Callable[..., Any]) -> None:
+    """Says what the run needs of the machine that --plan names, and writes plan.json and plan.html."""
+    from transformer_zoo.training.planner import page
+    from transformer_zoo.training.planner.plan import plan as make_plan
+
+    jax.config.update("jax_platforms", "cpu")  # the machine that is planned for is not this one
+
+    def load(fields: dict[str, Any]) -> Any:
+        return load_config(flags.config, [*overrides, *(f"{name}={value}" for name, value in fields.items())])
+
+    made, others = make_plan(load, flags.plan, build_task)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_file(workdir / "plan.json", (json.dumps(made.record(), indent=1) + "\n").encode())
+    print(page.describe(made))
+    print(f"\n{workdir}/plan.json  {page.write(made, others, flags.config, workdir)}")
 
 
 def main(command: Callable[[Sequence[str]], None]) -> None:

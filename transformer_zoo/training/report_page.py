@@ -95,7 +95,7 @@ def write_report(workdir: Path) -> Path:
     run = _read_json(workdir / "run.json")
     title = str(run.get("title") or workdir.resolve().name)
     head = f"<header><h1>{html.escape(title)}</h1><p class=lead>{_progress(read_metrics(workdir), run)}</p></header>"
-    return _write_page(workdir, title, head + _run_body(workdir, run))
+    return write_page(workdir, title, head + _run_body(workdir, run))
 
 
 def write_stages_report(workdir: Path, stages: Sequence[tuple[str, Path]]) -> Path:
@@ -103,34 +103,35 @@ def write_stages_report(workdir: Path, stages: Sequence[tuple[str, Path]]) -> Pa
     workdir = Path(workdir)
     title = workdir.resolve().name
     rows, bodies = [], []
-    for number, (name, folder) in enumerate(stages):
+    for index, (name, folder) in enumerate(stages):
         run = _read_json(Path(folder) / "run.json")
         lines = read_metrics(folder)
         progress = _progress(lines, run)
-        figures = ", ".join(f"{key} <b>{_number(values[-1])}</b>" for key, (_, values) in _held_out(lines).items())
+        figures = ", ".join(f"{key} <b>{number(values[-1])}</b>" for key, (_, values) in _held_out(lines).items())
         rows.append(
-            f"<tr><td><a href='#stage{number}'>{html.escape(name)}</a></td><td>{progress}</td>"
+            f"<tr><td><a href='#stage{index}'>{html.escape(name)}</a></td><td>{progress}</td>"
             f"<td class=figure>{_duration(run.get('train_seconds'))}</td>"
             f"<td class=wrap>{figures or '<span class=quiet>none</span>'}</td></tr>"
         )
         bodies.append(
-            f"<section class=stage id=stage{number}><h2>{html.escape(name)}</h2>"
+            f"<section class=stage id=stage{index}><h2>{html.escape(name)}</h2>"
             f"<p class=lead>{progress}</p>{_run_body(Path(folder), run)}</section>"
         )
     names = " → ".join(html.escape(name) for name, _ in stages)
     head = f"<header><h1>{html.escape(title)}</h1><p class=lead>{names}</p></header>"
     columns = "<tr><th>Stage<th>Progress<th class=figure>Training time<th>Held-out figures</tr>"
     table = f"<section><h2>Stages</h2><div class='card scroll'><table>{columns}{''.join(rows)}</table></div></section>"
-    return _write_page(workdir, title, head + table + "".join(bodies))
+    return write_page(workdir, title, head + table + "".join(bodies))
 
 
-def _write_page(workdir: Path, title: str, body: str) -> Path:
+def write_page(workdir: Path, title: str, body: str, file: str = "report.html") -> Path:
+    """Writes one self-contained page with the project's style."""
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
-    path = workdir / "report.html"
+    path = workdir / file
     write_file(path, page.encode())
     return path
 
@@ -146,22 +147,24 @@ def _run_body(workdir: Path, run: Mapping[str, Any]) -> str:
     return "".join(
         [
             _tiles(run, panels),
-            _section("Held-out figures", _final_table(_held_out(lines))),
-            _section("Samples", _samples(workdir / "samples")),
-            _section("Learning", _curves(panels, learning)),
-            _section("Optimisation", _curves(panels, optimisation)),
-            _section("Throughput", _curves(panels, speed)),
-            _section("Config", _card(_tree("config.json", config, opened=False)) if config else ""),
-            _section("Hardware", _hardware(run)),
+            section("Held-out figures", _final_table(_held_out(lines))),
+            section("Samples", _samples(workdir / "samples")),
+            section("Learning", _curves(panels, learning)),
+            section("Optimisation", _curves(panels, optimisation)),
+            section("Throughput", _curves(panels, speed)),
+            section("Config", card(_tree("config.json", config, opened=False)) if config else ""),
+            section("Hardware", _hardware(run)),
         ]
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A heading and what is below it; nothing where there is nothing below."""
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def _card(body: str) -> str:
+def card(body: str) -> str:
+    """A framed part of a page."""
     return f"<div class='card scroll'>{body}</div>"
 
 
@@ -197,34 +200,41 @@ def _final_table(figures: Mapping[str, Series]) -> str:
     for name, (steps, values) in figures.items():
         finite = [value for value in values if value is not None]
         others = [values[0], min(finite, default=None), max(finite, default=None)] if len(values) > 1 else ["", "", ""]
-        cells = "".join(f"<td class='figure quiet'>{_number(value)}</td>" for value in others)
+        cells = "".join(f"<td class='figure quiet'>{number(value)}</td>" for value in others)
         rows.append(
-            f"<tr><td>{html.escape(name)}</td><td class='figure strong'>{_number(values[-1])}</td>"
+            f"<tr><td>{html.escape(name)}</td><td class='figure strong'>{number(values[-1])}</td>"
             f"<td class='figure quiet'>{steps[-1]:,}</td>{cells}</tr>"
         )
     columns = "".join(f"<th class=figure>{name}" for name in ("Final", "Step", "First", "Lowest", "Highest"))
-    return _card(f"<table><tr><th>Metric{columns}</tr>{''.join(rows)}</table>") if rows else ""
+    return card(f"<table><tr><th>Metric{columns}</tr>{''.join(rows)}</table>") if rows else ""
 
 
 def _tiles(run: Mapping[str, Any], panels: Mapping[str, Mapping[str, Series]]) -> str:
-    tiles = []
+    facts = []
     if "train_seconds" in run:
-        tiles.append(("training time", _duration(run["train_seconds"])))
+        facts.append(("training time", _duration(run["train_seconds"])))
     typical = {}
     for name in _SPEED:
         finite = [value for _, values in panels.get(name, {}).values() for value in values if value is not None]
         if finite:
             typical[name] = statistics.median(finite)
     if "examples_per_second" in typical:
-        tiles.append(("examples per second", _number(typical["examples_per_second"])))
+        facts.append(("examples per second", number(typical["examples_per_second"])))
     if "step_seconds" in typical:
-        tiles.append(("per step", f"{1000 * typical['step_seconds']:,.4g} ms"))
+        facts.append(("per step", f"{1000 * typical['step_seconds']:,.4g} ms"))
     if "mfu" in typical:
-        tiles.append(("model FLOPs utilisation", f"{100 * typical['mfu']:.1f} %"))
+        facts.append(("model FLOPs utilisation", f"{100 * typical['mfu']:.1f} %"))
     if "device_kind" in run:
-        tiles.append(("devices", f"{run['devices']} × {run['device_kind']}"))
-    body = "".join(f"<div class=tile><b>{html.escape(value)}</b><span>{name}</span></div>" for name, value in tiles)
-    return f"<div class=tiles>{body}</div>" if tiles else ""
+        facts.append(("devices", f"{run['devices']} × {run['device_kind']}"))
+    return tiles(facts)
+
+
+def tiles(facts: Iterable[tuple[str, str]]) -> str:
+    """A row of small frames, each a value above its name."""
+    body = "".join(
+        f"<div class=tile><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>" for name, value in facts
+    )
+    return f"<div class=tiles>{body}</div>" if body else ""
 
 
 def _hardware(run: Mapping[str, Any]) -> str:
@@ -232,11 +242,11 @@ def _hardware(run: Mapping[str, Any]) -> str:
              "python": "Python", "batch_size": "Batch size", "flops_per_step": "FLOPs per step",
              "peak_flops": "Peak FLOP/s of all devices (dense bfloat16)"}  # fmt: skip
     rows = "".join(
-        f"<tr><td class=quiet>{label}</td><td>{html.escape(_number(run[key]))}</td></tr>"
+        f"<tr><td class=quiet>{label}</td><td>{html.escape(number(run[key]))}</td></tr>"
         for key, label in names.items()
         if run.get(key) is not None
     )
-    return _card(f"<table>{rows}</table>") if rows else ""
+    return card(f"<table>{rows}</table>") if rows else ""
 
 
 def _progress(lines: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> str:
@@ -256,7 +266,8 @@ def _duration(seconds: Number | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A figure as people read it."""
     if value is None:
         return "not finite"
     if not isinstance(value, (int, float)):
@@ -284,7 +295,7 @@ def _panel(name: str, splits: Mapping[str, Series], colors: Mapping[str, str]) -
     for split, (_, values) in splits.items():
         lost += values.count(None)
         color = f"<i style='background:{colors[split]}'></i>"
-        legend.append(f"<span>{color}{html.escape(split)} <b>{_number(values[-1])}</b></span>")
+        legend.append(f"<span>{color}{html.escape(split)} <b>{number(values[-1])}</b></span>")
     warning = f"<div class=warn>{lost} not finite (not drawn)</div>" if lost else ""
     heading = f"<h3>{html.escape(_SPEED.get(name, name))}</h3><div class=legend>{''.join(legend)}</div>"
     return f"<div class=card>{heading}{_plot(name, splits, colors)}{warning}</div>"

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer_zoo.layers.constraints import BATCH_AXES
 from transformer_zoo.naming import Options
@@ -37,6 +37,16 @@ def make_mesh(sizes: Options, devices: list[Any] | None = None) -> Mesh:
         UserError: an unknown axis, or sizes whose product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(sizes, len(devices))
+    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Options, count: int) -> tuple[int, ...]:
+    """The number of devices along each of `AXES`, of `count` in all.
+
+    Raises:
+        UserError: as `make_mesh`.
+    """
     unknown = set(sizes) - set(AXES)
     if unknown:
         raise UserError(f"config.mesh has no axis {sorted(unknown)[0]!r}; there are {', '.join(AXES)}")
@@ -46,19 +56,18 @@ def make_mesh(sizes: Options, devices: list[Any] | None = None) -> Mesh:
     described = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape) if size != 1) or "all axes 1"
     if len(open_axes) > 1 or any(size < 1 and size != -1 for size in shape):
         raise UserError(f"config.mesh ({described}): sizes are at least 1, and one axis at most may be -1")
-    left, rest = divmod(len(devices), known)
+    left, rest = divmod(count, known)
     if rest or (not open_axes and left != 1):
-        raise UserError(f"config.mesh ({described}) needs a multiple of {known} devices, but there are {len(devices)}")
-    shape = [left if size == -1 else size for size in shape]
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        raise UserError(f"config.mesh ({described}) needs a multiple of {known} devices, but there are {count}")
+    return tuple(left if size == -1 else size for size in shape)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The first axis split over data and fsdp, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, accumulate_steps: int = 1) -> None:
+def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int, accumulate_steps: int = 1) -> None:
     """Raises UserError, with the numbers that clash, where the mesh cannot divide the batch."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if (batch_size // accumulate_steps) % parts:
@@ -75,7 +84,7 @@ def path_of(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path)
 
 
-def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How one array is split: by the first rule that matches its path, else along its largest axis over fsdp."""
     for pattern, axes in RULES:
         if re.search(pattern, path) and len(shape) >= len(axes):
@@ -86,7 +95,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     return _largest_axis(shape, mesh)
 
 
-def _largest_axis(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _largest_axis(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     size = mesh.shape["fsdp"]
     divisible = [(length, -index) for index, length in enumerate(shape) if length % size == 0 and length >= size]
     if size == 1 or math.prod(shape) < 1024 or not divisible:
@@ -95,7 +104,7 @@ def _largest_axis(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*(["fsdp" if i == index else None for i in range(len(shape))]))
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every (abstract) array of a tree, by its path."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(path_of(path), leaf.shape, mesh)), tree

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from transformer_zoo.task import Task, Tree, Variables
@@ -51,7 +51,7 @@ def abstract_variables(task: Task) -> Variables:
     return variables.replace(frozen=frozen[0])
 
 
-def abstract_state(task: Task, optimizers: Mapping[str, Optimizer], ema: bool, mesh: Mesh) -> TrainState:
+def abstract_state(task: Task, optimizers: Mapping[str, Optimizer], ema: bool, mesh: Mesh | AbstractMesh) -> TrainState:
     """The train state as ShapeDtypeStructs with their shardings."""
     variables = abstract_variables(task)
     trainable = {player: partition(variables.params[player], optimizers[player].trainable)[0] for player in optimizers}
