@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from transformer_zoo.data.loader import to_device
+from transformer_zoo.evaluation.gathering import whole
 from transformer_zoo.task import Context, Evaluator, Result, Variables
 
 Open = Callable[[str, int], Iterator[dict[str, Any]]]  # (split, limit) to batches
@@ -69,8 +70,8 @@ class Judge:
             state = None
             for number, (host, batch) in enumerate(to_device(batches(split, judge.batches), sharding)):
                 batch_ctx = ctx.replace(key=jax.random.fold_in(ctx.key, number))
-                arrays = jax.device_get(self._compute[name](variables, batch, batch_ctx))
-                state = judge.update(state, arrays, {**host, "split": split})
+                arrays, rows = whole(self._compute[name](variables, batch, batch_ctx), host)
+                state = judge.update(state, arrays, {**rows, "split": split})
             if state is None:
                 raise ValueError(f"evaluator {name!r}: the split {split!r} gave no batch")
             states.append(state)

@@ -18,6 +18,7 @@ import jax
 from absl import logging
 
 from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.processes import is_primary
 from transformer_zoo.training.sharding import path_of
 
 MANIFEST = "MANIFEST.json"
@@ -89,7 +90,7 @@ class Checkpoints:
     def _finish(self, step: int) -> None:
         try:
             self._checkpointer.wait_until_finished()
-            if jax.process_index() == 0:
+            if is_primary():
                 write_manifest(self.path(step))
                 self._prune()
         except BaseException as error:  # handed to the loop by `wait`, whatever it is

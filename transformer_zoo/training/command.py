@@ -13,6 +13,7 @@ import jax
 
 from transformer_zoo.data.checks import DataError
 from transformer_zoo.naming import nearest
+from transformer_zoo.training import processes
 from transformer_zoo.training.config import load_config
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.host_memory import keep_freed_memory
@@ -33,6 +34,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     """
     parser.add_argument("--config", required=True, help="path/to/config.py or path/to/config.py:variant")
     parser.add_argument("--workdir", default="", help="folder of the run (default: runs/NAME-VARIANT)")
+    processes.add_flags(parser)
     overrides: list[str] = []
     rest: list[str] = []
     for argument in arguments:
@@ -49,7 +51,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
 
 
 def read_config(flags: argparse.Namespace, overrides: list[str]) -> tuple[Any, Path]:
-    """The config that the flags ask for, and the folder of its run."""
+    """The config that the flags ask for, and the folder of its run; joins the other processes, if there are any."""
+    processes.connect(flags)
     return load_config(flags.config, overrides), Path(flags.workdir or default_workdir(flags.config))
 
 

@@ -37,7 +37,8 @@ def base_config() -> ConfigDict:
     `dtype` is 'auto' (bfloat16 on accelerators, float32 on a CPU) or a dtype's name; parameters are float32 always.
     `mesh` gives the number of devices along each axis, -1 for what is left. `accumulate_steps` cuts a batch into so
     many parts; `nan` says what follows a loss that is not finite: 'stop' or 'skip'. `data` is described in
-    `data/pipeline.py`; where `eval_transforms` is None, evaluation transforms as training does.
+    `data/pipeline.py`; where `eval_transforms` is None, evaluation transforms as training does. A run in which no step
+    ended for `log.stall_seconds` is stopped; 0 lets it hang.
     """
     return ConfigDict(
         {
@@ -61,7 +62,7 @@ def base_config() -> ConfigDict:
             "optimizer": {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 0},
             "checkpoint": {"every_steps": 1000, "keep": 2},
             "eval": {"every_steps": 0, "batch_size": 0},
-            "log": {"every_steps": 50, "wandb_project": ""},
+            "log": {"every_steps": 50, "wandb_project": "", "stall_seconds": 3600.0},
         }
     )
 

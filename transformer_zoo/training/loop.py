@@ -27,11 +27,13 @@ from transformer_zoo.training.devices import total_peak_flops
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.flops import count_flops
 from transformer_zoo.training.optimizer import Optimizer, make_optimizer
+from transformer_zoo.training.processes import is_primary, tell
 from transformer_zoo.training.reporting import Reporter, truncate_metrics
 from transformer_zoo.training.start import start_state
 from transformer_zoo.training.state import TrainState, abstract_state, abstract_variables
 from transformer_zoo.training.step import Step, host_metrics, make_step
 from transformer_zoo.training.tree import combine, partition
+from transformer_zoo.training.watchdog import Watchdog
 from transformer_zoo.training.workdir import claimed, stop_on_signal
 
 
@@ -83,7 +85,8 @@ def train(
         )
         judge = Judge({**task.evaluators(), **evaluators})
         check_evaluators(judge, task, state, config)
-        truncate_metrics(workdir, first)
+        if is_primary():
+            truncate_metrics(workdir, first)
         reporter = Reporter(
             workdir,
             total_steps=config.total_steps,
@@ -91,7 +94,7 @@ def train(
             first_step=first,
             flops_per_step=count_step_flops(make(without_remat(task)), task, abstract, config.batch_size),
             train_seconds=meta.get("train_seconds", 0.0),
-            primary=jax.process_index() == 0,
+            primary=is_primary(),
             title=title,
             wandb_project=config.log.get("wandb_project", ""),
         )
@@ -99,20 +102,28 @@ def train(
         batches = device_batches(data, first, batch_sharding)
         figures = dict(meta.get("metrics", {}))
         pending: list[tuple[int, Any]] = []
+        watchdog = Watchdog(config.log.get("stall_seconds", 0.0))
+
+        @contextlib.contextmanager
+        def pause() -> Generator[None, None, None]:
+            with reporter.pause(), watchdog.resting():
+                yield
+
+        watchdog.start()
         try:
             for step in range(first, config.total_steps + 1):
-                ends = step == config.total_steps or stop.requested
+                ends = stop.at(step) or step == config.total_steps
                 due = judge.due(step, config.total_steps, config.eval.every_steps) if step > first else []
                 if ends or due:
                     log_pending(pending, reporter, config, checkpoints, data)
                 if due:
-                    with reporter.pause():
+                    with pause():
                         ctx = Context(jax.random.key(config.seed), state.step, state.ema, train=False)
                         variables = evaluation_variables(state, optimizers)
                         found = judge_all(judge, due, variables, ctx, data, batch_sharding, reporter, step)
                         figures |= found
                 if step > first and (ends or step % config.checkpoint.every_steps == 0):
-                    with reporter.pause():
+                    with pause():
                         raise_if_not_finite(pending, config, checkpoints)
                         meta |= {
                             "step": step,
@@ -123,7 +134,7 @@ def train(
                         checkpoints.save(step, state.replace(frozen={}), meta)
                 if ends:
                     break
-                with reporter.pause() if step == first else contextlib.nullcontext():  # workers start, XLA compiles
+                with pause() if step == first else contextlib.nullcontext():  # workers start, XLA compiles
                     with data.timing.waiting():
                         batch = next(batches)
                     state, metrics = compiled(state, batch, task.phase(step))
@@ -132,15 +143,17 @@ def train(
                     data.timing.reset()
                 pending.append((step + 1, metrics))
                 reporter.advance(step + 1)
+                watchdog.beat()
                 if step > first and step % config.log.every_steps == 0:
                     log_pending(pending, reporter, config, checkpoints, data, leave=1)
             checkpoints.wait()
         finally:
+            watchdog.stop()
             batches.close()
             close_quietly(checkpoints)
             reporter.finish()
         if stop.requested and step < config.total_steps:
-            print(f"stopped by a signal at step {step}; saved. Run the same command to resume", flush=True)
+            tell(f"stopped by a signal at step {step}; saved. Run the same command to resume")
             raise Stopped(0)
     return figures
 

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from transformer_zoo.layers.constraints import BATCH_AXES
 from transformer_zoo.naming import Options
 from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.processes import check_groups
 
 AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 LARGE = 65536  # elements; a larger leaf that stays whole on a mesh that asked for sharding is an error
@@ -70,6 +71,10 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int, accumulate_steps: int = 1) -> None:
     """Raises UserError, with the numbers that clash, where the mesh cannot divide the batch."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if isinstance(mesh, Mesh):
+        check_groups(
+            parts, ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "all axes 1"
+        )
     if (batch_size // accumulate_steps) % parts:
         detail = f" / accumulate_steps {accumulate_steps}" if accumulate_steps > 1 else ""
         raise UserError(

@@ -12,6 +12,7 @@ from transformer_zoo.training import loop
 from transformer_zoo.training.checkpoints import Checkpoints
 from transformer_zoo.training.config import config_hash, load_config, to_json
 from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.processes import is_primary
 from transformer_zoo.training.report_page import write_stages_report
 from transformer_zoo.training.start import as_list
 from transformer_zoo.training.workdir import write_config
@@ -54,6 +55,8 @@ def run_stages(config: Any, workdir: Path, build: Build, title: str) -> dict[str
             if source not in figures:
                 raise UserError(f"stage {name!r} reports no {source!r}; it reports {', '.join(figures)}")
             summary[figure] = figures[source]
+    if not is_primary():
+        return summary
     link_results(workdir, folders)
     with (workdir / "metrics.jsonl").open("w") as stream:
         stream.write(json.dumps({"step": len(folders), "split": "test", **summary}) + "\n")
@@ -76,7 +79,8 @@ def stage_run_config(stage: Any, workdir: Path, earlier: list[str]) -> Any:
 def prepare_folder(workdir: Path, config: Any) -> None:
     """The folder of a run of several stages, which must not hold another config's run."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_config(workdir, config)
+    if is_primary():
+        write_config(workdir, config)
 
 
 def link_results(workdir: Path, folders: list[tuple[str, Path]]) -> None:
@@ -109,7 +113,8 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
                 raise UserError(f"config.requires.{name}: there is no finished run of {spec}. Train it: {command}")
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / ".required").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be training it: wait, then find it finished
+                if is_primary():  # of several processes; the others wait for it in the run's first step
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be training it: wait, then find it finished
                 print(f"\n== {name}, required by this config: {spec} in {folder}", file=sys.stderr, flush=True)
                 run(other, folder, build, title=name)
         required[name] = (other, folder)

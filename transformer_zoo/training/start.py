@@ -11,6 +11,7 @@ from transformer_zoo.training import checkpoints as store
 from transformer_zoo.training.config import to_json
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.optimizer import Optimizer
+from transformer_zoo.training.processes import tell
 from transformer_zoo.training.sharding import path_of
 from transformer_zoo.training.state import TrainState, create_state
 
@@ -24,7 +25,7 @@ def start_state(
     if restored is not None:
         state, meta = restored
         frozen = restore_frozen(abstract.frozen, sources, meta["frozen"])
-        print(f"resumed from step {int(state.step)} in {checkpoints.folder}", flush=True)
+        tell(f"resumed from step {int(state.step)} in {checkpoints.folder}")
         return state.replace(frozen=frozen), meta
     state = create_state(task, optimizers, abstract, config.seed)
     origins: list[dict[str, Any]] = []
@@ -32,7 +33,7 @@ def start_state(
         path = store.newest_intact(Path(source["workdir"]) / "checkpoints", source.get("step"))
         state, report = transfer(state, abstract, path, source["table"])
         origins.append({"path": str(path), "hash": store.manifest_hash(path)})
-        print(report, flush=True)
+        tell(report)
     if state.ema is not None and sources:
         state = state.replace(ema=jax.tree.map(lambda leaf: leaf.copy(), state.params))
     require_filled(state.frozen)

@@ -13,6 +13,7 @@ import jax
 
 from transformer_zoo.training.config import FREE_FIELDS, differences, to_json
 from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.processes import is_primary, stop_agreed
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def claimed(workdir: Path, config: Any) -> Iterator[None]:
         UserError: another process holds it, or it belongs to a run with another config.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() != 0:
+    if not is_primary():
         yield
         return
     with (workdir / ".lock").open("a+") as lock:
@@ -62,11 +63,19 @@ class StopRequest:
 
     requested = False
 
+    def at(self, step: int) -> bool:
+        """Whether the run stops at this step; asked at every step. Several processes stop at the same one."""
+        self.requested = stop_agreed(step) if jax.process_count() > 1 else self.requested
+        return self.requested
+
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
     """SIGTERM asks the loop to save and leave at the next step."""
     stop = StopRequest()
+    if jax.process_count() > 1:  # the processes tell each other, and listen for the signal themselves
+        yield stop
+        return
 
     def handle(signum: int, frame: Any) -> None:
         stop.requested = True
