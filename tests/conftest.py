@@ -4,6 +4,7 @@ import os
 
 # For commands that a test starts: they see the machine as a user does. A test worker inherits what is set below.
 COMMAND_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
+COMMAND_ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = ""  # and leave nothing in a home
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.conftest import COMMAND_ENVIRONMENT
 from transformer_zoo import zoo
 from transformer_zoo.training import command, stages
 from transformer_zoo.training.config import load_config
@@ -118,3 +119,17 @@ def test_another_source_leaves_the_options_of_the_configs_own_behind():
     assert dict(other.data.options) == {"side": 32} and not other.data.eval_options
     same = load_config("configs/vit.py", ["data.source=digits"])
     assert same.data.options.side == 12
+
+
+def test_what_is_compiled_is_kept_for_the_next_start(tmp_path):
+    script = (
+        "from transformer_zoo.training import command; import jax, jax.numpy as jnp; command.main(lambda _: print("
+        "jax.jit(lambda x: jnp.linalg.svd(x @ x)[1].sum())(jnp.ones((8, 8)))))"
+    )
+    environment = {name: value for name, value in COMMAND_ENVIRONMENT.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+        kept.append(sorted(file.name for file in (tmp_path / "transformer_zoo/compiled").glob("*-cache")))
+    assert any("lambda" in name for name in kept[0]) and kept[1] == kept[0], "the second start finds all"

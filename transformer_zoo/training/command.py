@@ -73,9 +73,20 @@ def plan(flags: argparse.Namespace, overrides: list[str], workdir: Path, build_t
     print(f"\n{workdir}/plan.json  {page.write(made, others, flags.config, workdir)}")
 
 
+def keep_compiled() -> None:
+    """Stores what XLA compiles, so that the same step starts at once the next time.
+
+    Below $XDG_CACHE_HOME or ~/.cache; JAX_COMPILATION_CACHE_DIR names another place, or none if it is empty.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "transformer_zoo" / "compiled"))
+
+
 def main(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command; what a user can mend becomes one line on stderr and exit status 2, Ctrl-C a quiet 130."""
     keep_freed_memory()
+    keep_compiled()
     try:
         command(sys.argv[1:])
     except (UserError, DataError) as error:

@@ -27,7 +27,6 @@ OPTIONAL_FIELDS = (
     "sampling",
     "stages",
     "summary",
-    "compilation_cache",
 )
 
 
