@@ -1,6 +1,7 @@
 """Trains a config: python train.py --config=configs/quickstart.py [--config.a.b=value ...] [--workdir=DIR].
 
-With --plan=v5e:16x16, gpu:h100x64, gpu:rtx4090 or search:v5e:16x16 it trains nothing and says what the run needs there.
+With --plan=v5e:16x16, gpu:h100x64, gpu:rtx4090 or search:v5e:16x16 it trains nothing and says what the run needs there;
+with --profile it trains a few steps and says where their time went.
 """
 
 import argparse
@@ -14,10 +15,14 @@ def train(arguments: Sequence[str]) -> None:
     """Reads the flags, trains, prints the held-out figures and where the results are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", default="", help="a machine: plan the run for it instead of training")
+    parser.add_argument("--profile", action="store_true", help="say where the time of a step goes, and train no more")
     flags, overrides = command.parse(parser, arguments)
     config, workdir = command.read_config(flags, overrides)
     if flags.plan:
         command.plan(flags, overrides, workdir, zoo.build_task)
+        return
+    if flags.profile:
+        command.profile(flags, overrides, workdir, zoo.build, zoo.build_task)
         return
     figures = stages.run(config, workdir, zoo.build)
     print()

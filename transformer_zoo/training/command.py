@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -71,6 +72,31 @@ def plan(flags: argparse.Namespace, overrides: list[str], workdir: Path, build_t
     write_file(workdir / "plan.json", (json.dumps(made.record(), indent=1) + "\n").encode())
     print(page.describe(made))
     print(f"\n{workdir}/plan.json  {page.write(made, others, flags.config, workdir)}")
+
+
+def profile(
+    flags: argparse.Namespace, overrides: list[str], workdir: Path, build: Callable, build_task: Callable
+) -> None:
+    """Trains for some steps beside the run, writes their trace and a page that says where the time went."""
+    from transformer_zoo.training import profile, stages
+    from transformer_zoo.training.planner.compiled import lower_step
+    from transformer_zoo.training.planner.settings import make_setting
+
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    steps = profile.WARM + profile.MEASURED + 1
+    config = load_config(flags.config, overrides)
+    with config.unlocked():
+        config.dtype = dtype if config.dtype == "auto" else config.dtype
+        config.total_steps = max(steps, config.get("total_steps", 0))
+    folder = workdir / "profile"
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    page = profile.profile(
+        lambda profiler: stages.run(config, folder / "run", build, watch=profiler.at),
+        lambda: lower_step(make_setting(config, build_task, jax.devices())).compile().as_text(),
+        folder,
+        flags.config,
+    )
+    print(f"\n{page}  {folder}/trace/")
 
 
 def keep_compiled() -> None:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,17 @@ class Stopped(SystemExit):
 
 
 def train(
-    config: Any, task: Task, evaluators: Mapping[str, Evaluator], data: Data, workdir: Path, title: str = ""
+    config: Any,
+    task: Task,
+    evaluators: Mapping[str, Evaluator],
+    data: Data,
+    workdir: Path,
+    title: str = "",
+    watch: Callable[[int, TrainState], None] | None = None,
 ) -> dict[str, float]:
     """Trains `task` to `config.total_steps`, from the newest intact checkpoint in `workdir` where there is one.
+
+    `watch` is called before every step with its number and the state, which the devices may still be computing.
 
     Returns:
         The figures of the last evaluation.
@@ -134,6 +142,8 @@ def train(
                         checkpoints.save(step, state.replace(frozen={}), meta)
                 if ends:
                     break
+                if watch is not None:
+                    watch(step, state)
                 with pause() if step == first else contextlib.nullcontext():  # workers start, XLA compiles
                     with data.timing.waiting():
                         batch = next(batches)

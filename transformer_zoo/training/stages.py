@@ -20,8 +20,12 @@ from transformer_zoo.training.workdir import write_config
 Build = Callable[..., Any]  # zoo.build, handed in because only the zoo resolves names
 
 
-def run(config: Any, workdir: Path, build: Build, title: str = "") -> dict[str, float]:
+def run(
+    config: Any, workdir: Path, build: Build, title: str = "", watch: Callable[..., None] | None = None
+) -> dict[str, float]:
     """Trains what a config describes, stage by stage where it has stages, and returns its held-out figures.
+
+    `watch` sees every step of a run without stages, see `loop.train`.
 
     Raises:
         UserError: what the user can mend.
@@ -33,7 +37,7 @@ def run(config: Any, workdir: Path, build: Build, title: str = "") -> dict[str, 
         built = build(config, {name: other for name, (other, _) in required.items()})
     except ValueError as error:
         raise UserError(f"config: {error}") from error
-    return loop.train(config, built.task, built.evaluators, built.data, workdir, title)
+    return loop.train(config, built.task, built.evaluators, built.data, workdir, title, watch)
 
 
 def run_stages(config: Any, workdir: Path, build: Build, title: str) -> dict[str, float]:

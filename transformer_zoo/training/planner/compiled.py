@@ -67,17 +67,23 @@ def slice_devices(target: Target) -> list[Any]:
     return list(found.devices)
 
 
-def compile_step(setting: Setting) -> Compiled:
-    """Compiles a step for the devices of the setting's mesh.
-
-    Raises:
-        OutOfMemory: it does not fit.
-    """
+def lower_step(setting: Setting, *platforms: str) -> Any:
+    """A step lowered for the devices of the setting's mesh, as `training/loop.py` compiles it."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, setting.state)
     step, phase = setting.step(), setting.task.phase(0)
     with on_mesh(setting.mesh):
         jitted = jax.jit(step, static_argnums=2, donate_argnums=0, out_shardings=(placed, None))
-        lowered = jitted.trace(setting.state, setting.batch, phase).lower(lowering_platforms=("tpu",))
+        return jitted.trace(setting.state, setting.batch, phase).lower(lowering_platforms=platforms or None)
+
+
+def compile_step(setting: Setting) -> Compiled:
+    """Compiles a step for the TPU slice of the setting's mesh.
+
+    Raises:
+        OutOfMemory: it does not fit.
+    """
+    lowered = lower_step(setting, "tpu")
+    with on_mesh(setting.mesh):
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

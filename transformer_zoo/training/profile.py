@@ -1,0 +1,181 @@
+"""Where the time of a step goes: a trace of some steps for Perfetto, and one page that sums it up.
+
+    python train.py --config=configs/vit.py --profile
+
+Operations are counted by their own time (what runs inside of them is theirs no more), summed over the devices and
+threads that run them, and grouped by pass and by the part of the network that asked for them, which the compiler notes
+beside each operation.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import html
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.planner.page import table
+from transformer_zoo.training.planner.programs import read_program
+from transformer_zoo.training.report_page import card, section, tiles, write_page
+
+WARM, MEASURED = 10, 10  # steps before the trace, and in it
+SHOWN = 25
+_WRAPPERS = re.compile(
+    r"jit\(.*\)|while|body|cond|closed_call|checkpoint|remat\w*|rematted_computation|branch_\d+_fun|pjit"
+)
+
+
+class Measured(Exception):
+    """Ends training when the trace is written."""
+
+
+@dataclasses.dataclass
+class Profiler:
+    """Traces steps `WARM` to `WARM + MEASURED` of a run that starts at step 0.
+
+    Attributes:
+        folder: of the trace.
+        seconds: wall time of the traced steps, once they are done.
+    """
+
+    folder: Path
+    seconds: float = 0.0
+    _begun: float = 0.0
+
+    def at(self, step: int, state: Any) -> None:
+        """Called by the loop before each step, with the state that the step before computes."""
+        if step == WARM:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+            self._begun = time.perf_counter()
+        elif step == WARM + MEASURED:
+            jax.block_until_ready(state)
+            self.seconds = time.perf_counter() - self._begun
+            jax.profiler.stop_trace()
+            raise Measured
+
+
+def profile(train: Callable[[Profiler], Any], program: Callable[[], str], workdir: Path, title: str) -> Path:
+    """Runs `train` until it is measured, and writes WORKDIR/profile.html.
+
+    Args:
+        train: trains with a profiler; its run lies below `workdir`.
+        program: the text of the compiled step.
+        workdir: where the page and the trace go.
+        title: of the page.
+
+    Raises:
+        UserError: the run ended before enough steps were done.
+    """
+    folder = workdir / "trace"
+    shutil.rmtree(folder, ignore_errors=True)
+    profiler = Profiler(folder)
+    with contextlib.suppress(Measured):
+        train(profiler)
+    if not profiler.seconds:
+        raise UserError(f"--profile takes {WARM + MEASURED} steps, but the run has fewer: raise config.total_steps")
+    (file,) = folder.rglob("*.xplane.pb")
+    own = own_times(jax.profiler.ProfileData.from_file(str(file)))
+    (perfetto,) = folder.rglob("perfetto_trace.json.gz")
+    return write(own, places(program()), profiler.seconds / MEASURED, perfetto, workdir, title)
+
+
+def own_times(data: Any) -> dict[str, float]:
+    """Seconds a step of every operation of the compiled program: its own, without what runs inside of it."""
+    found: collections.Counter[str] = collections.Counter()
+    for plane in data.planes:
+        for line in plane.lines:
+            events = []
+            for event in line.events:
+                stats = dict(event.stats)
+                if "hlo_op" in stats and not event.name.startswith("end: "):
+                    events.append((event.start_ns, event.duration_ns, str(stats["hlo_op"])))
+            for name, duration in without_inner(events):
+                found[name] += duration / 1e9 / MEASURED
+    return dict(found)
+
+
+def without_inner(events: Iterable[tuple[float, float, str]]) -> Iterator[tuple[str, float]]:
+    """(name, own time) of events (start, duration, name) of one thread, some of which lie inside of others."""
+    stack: list[list[Any]] = []  # [end, name, own time]
+    for start, duration, name in sorted(events, key=lambda event: (event[0], -event[1])):
+        while stack and stack[-1][0] <= start:
+            yield stack[-1][1], stack.pop()[2]
+        if stack:
+            stack[-1][2] -= duration
+        stack.append([start + duration, name, duration])
+    for _, name, own in stack:
+        yield name, own
+
+
+def places(program: str) -> dict[str, tuple[str, str]]:
+    """(pass, part of the network) of every operation of a compiled program."""
+    computations, _ = read_program(program)
+    found = {}
+    for instructions in computations.values():
+        for instruction in instructions.values():
+            noted = re.search(r'op_name="([^"]*)"', instruction.rest)
+            found[instruction.name] = place(noted.group(1)) if noted else ("not noted", instruction.operation)
+    return found
+
+
+def place(name: str) -> tuple[str, str]:
+    """'jit(step)/transpose(jvp(ViT))/while/body/Block_0/mlp/up/dot_general' is ('backward', 'Block_0/mlp/up')."""
+    which = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update and metrics"
+    parts = [part for part in name.split("/")[:-1] if not _WRAPPERS.fullmatch(part)]
+    parts = [re.sub(r"^(transpose\()?jvp\(([^()]*)\)+$", r"\2", part) for part in parts]
+    inner = [part for part in parts if part]
+    return which, "/".join(inner[-3:]) or name.rpartition("/")[2]
+
+
+def write(
+    own: Mapping[str, float],
+    where: Mapping[str, tuple[str, str]],
+    step_seconds: float,
+    perfetto: Path,
+    workdir: Path,
+    title: str,
+) -> Path:
+    """Writes WORKDIR/profile.html."""
+    total = sum(own.values()) or 1.0
+    passes: collections.Counter[str] = collections.Counter()
+    parts: collections.Counter[tuple[str, str]] = collections.Counter()
+    for name, seconds in own.items():
+        which, part = where.get(name, ("not noted", name))
+        passes[which] += seconds
+        parts[which, part] += seconds
+
+    def row(*cells: str, seconds: float) -> tuple[str, ...]:
+        return (*cells, f"{1e3 * seconds:,.3f}", f"{100 * seconds / total:.1f} %")
+
+    lists = {
+        "By pass": (("Pass",), [row(name, seconds=s) for name, s in passes.most_common()]),
+        "By part of the network": (("Part", "pass"), [row(p, w, seconds=s) for (w, p), s in parts.most_common(SHOWN)]),
+        "By operation": (
+            ("Operation", "part", "pass"),
+            [
+                row(name, *reversed(where.get(name, ("not noted", ""))), seconds=s)
+                for name, s in sorted(own.items(), key=lambda item: -item[1])[:SHOWN]
+            ],
+        ),
+    }
+    facts = [
+        ("a step, wall time", f"{1e3 * step_seconds:,.4g} ms"),
+        ("in operations, all devices and threads", f"{1e3 * total:,.4g} ms"),
+        ("steps traced", str(MEASURED)),
+    ]
+    body = f"<header><h1>{html.escape(title)}</h1><p class=lead>where the time of a step goes</p></header>" + tiles(
+        facts
+    )
+    for heading, (head, rows) in lists.items():
+        body += section(heading, card(table((*head, "ms a step", "share"), rows)))
+    where_trace = html.escape(str(perfetto))
+    body += section("The trace", card(f"Open <code>{where_trace}</code> in Perfetto's viewer (ui.perfetto.dev)."))
+    return write_page(workdir, title, body, "profile.html")
