@@ -9,17 +9,20 @@ import jax
 from transformer_zoo import naming
 from transformer_zoo.data.pipeline import Data, checked, open_data
 from transformer_zoo.task import Evaluator, Task
-from transformer_zoo.zoo.index import paper, papers
+from transformer_zoo.zoo.index import network_path, papers
 
 TASKS = {
     "classification": "transformer_zoo.tasks.classification:Classification",
     "masked_pixels": "transformer_zoo.tasks.masked_pixels:MaskedPixels",
+    "tokenization": "transformer_zoo.tasks.tokenization:Tokenization",
 }
 EVALUATORS = {
     "linear_probe": "transformer_zoo.evaluation.probes:LinearProbe",
     "nearest_neighbours": "transformer_zoo.evaluation.probes:NearestNeighbours",
     "few_shot": "transformer_zoo.evaluation.probes:FewShot",
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
+    "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
+    "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
 }
 
 
@@ -77,7 +80,8 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
     fields = {field.name for field in dataclasses.fields(task_class)}
     for name, other in (required or {}).items():
         if name in fields:
-            given[name] = build_network(other.model, dtype, f"requires.{name}")
+            main = other.model if "name" in other.model else other.model.network
+            given[name] = build_network(main, dtype, f"requires.{name}")
     return naming.construct(task_class, options, "task", given)
 
 
@@ -85,7 +89,7 @@ def build_network(options: naming.Options, dtype: str, where: str = "model") -> 
     """One network from its group in the config."""
     options = dict(options)
     name = options.pop("name")
-    network = naming.load(paper(name)["network"])
+    network = naming.load(network_path(name))
     return naming.construct(network, options, where.removesuffix(".network"), {"dtype": dtype})
 
 
