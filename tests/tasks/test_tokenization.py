@@ -88,7 +88,9 @@ def test_each_player_is_blind_to_the_others_parameters():
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradient(player):
-        return jax.grad(lambda v: task.loss(v, {"image": jnp.asarray(PIXELS)}, CTX.replace(player=player))[0])(SHIFT).params
+        return jax.grad(lambda v: task.loss(v, {"image": jnp.asarray(PIXELS)}, CTX.replace(player=player))[0])(
+            SHIFT
+        ).params
 
     assert float(gradient("discriminator")["model"]["shift"]) == 0
     assert float(gradient("discriminator")["discriminator"]["slope"]) != 0
