@@ -1,5 +1,6 @@
 """The layout of MaskGIT's reference code, flax names joined by '/', and its golden runs."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,9 @@ from transformer_zoo import naming
 from transformer_zoo.convert.golden import golden_arguments
 from transformer_zoo.convert.layout import Layout, count
 from transformer_zoo.convert.table import Arrays, Rule, Table
+from transformer_zoo.decoding.schedules import hidden_after, shares_after
+from transformer_zoo.masking.schedules import hidden_share
+from transformer_zoo.masking.tokens import lowest
 from transformer_zoo.models.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 
@@ -174,8 +178,31 @@ def vqvae_outputs(
     return outputs
 
 
-def golden(config: Mapping[str, Any]) -> tuple[MaskGITVQGAN, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
+SCHEDULES = {"uniform": "linear", "log": "logarithmic", "exp": "exponential", "cosine": "cosine"}
+
+
+def schedules(variables: Any, inputs: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """What golden files hold of `mask_schedule.schedule` and of `mask_by_random_topk`."""
+    outputs: dict[str, Any] = {}
+    for method in methods:
+        ours = SCHEDULES.get(method, method.replace("pow", "power"))
+        outputs[f"train_ratio_{method}"] = hidden_share(inputs["ratio"], ours, 256)
+        for steps, tokens in zip(inputs["T"].tolist(), inputs["N"].tolist()):
+            shares = shares_after(steps, ours, tokens)
+            outputs[f"ratio_{method}_T{steps}_N{tokens}"] = shares
+            outputs[f"masklen_{method}_T{steps}_N{tokens}"] = jnp.floor(tokens * shares).astype(jnp.int32)
+            left = np.maximum(hidden_after(steps, ours, tokens), 1)  # there one token is hidden after the last step too
+            outputs[f"clamped_{method}_T{steps}_N{tokens}"] = left
+    for number, temperature in enumerate(inputs["temperature"]):
+        scores = jnp.log(inputs["probs"]) + temperature * inputs["gumbel"]
+        outputs[f"topk_mask_{number}"] = lowest(scores, inputs["mask_len"][:, 0]).astype(jnp.int8)
+    return outputs
+
+
+def golden(config: Mapping[str, Any]) -> tuple[Any, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
     """The tokenizer of a golden file, and its run: all outputs by the reference's names."""
+    if config["part"] == "schedules":
+        return None, functools.partial(schedules, methods=config["arguments"]["methods"])
     given = config["arguments"]["vqvae"]["vqvae"]
     fields = vqvae_fields(given, VQVAE | {"num_res_blocks": (2, "num_blocks")})
     tokenizer = naming.construct(MaskGITVQGAN, fields, "arguments")
