@@ -293,7 +293,7 @@ def schedules(variables: Any, inputs: Mapping[str, Any], methods: Sequence[str])
     outputs: dict[str, Any] = {}
     for method in methods:
         ours = SCHEDULES.get(method, method.replace("pow", "power"))
-        outputs[f"train_ratio_{method}"] = hidden_share(inputs["ratio"], ours, 256)
+        outputs[f"train_ratio_{method}"] = hidden_share(jnp.asarray(inputs["ratio"]), ours, 256)
         for steps, tokens in zip(inputs["T"].tolist(), inputs["N"].tolist()):
             shares = shares_after(steps, ours, tokens)
             outputs[f"ratio_{method}_T{steps}_N{tokens}"] = shares
@@ -301,8 +301,8 @@ def schedules(variables: Any, inputs: Mapping[str, Any], methods: Sequence[str])
             left = np.maximum(hidden_after(steps, ours, tokens), 1)  # there one token is hidden after the last step too
             outputs[f"clamped_{method}_T{steps}_N{tokens}"] = left
     for number, temperature in enumerate(inputs["temperature"]):
-        scores = jnp.log(inputs["probs"]) + temperature * inputs["gumbel"]
-        outputs[f"topk_mask_{number}"] = lowest(scores, inputs["mask_len"][:, 0]).astype(jnp.int8)
+        scores = jnp.log(jnp.asarray(inputs["probs"])) + temperature * inputs["gumbel"]
+        outputs[f"topk_mask_{number}"] = lowest(scores, jnp.asarray(inputs["mask_len"])[:, 0]).astype(jnp.int8)
     return outputs
 
 
