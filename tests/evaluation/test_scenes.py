@@ -9,7 +9,7 @@ from transformer_zoo.data.pictures import captioned
 from transformer_zoo.data.scenes.source import Clip, Still
 from transformer_zoo.data.transforms.captions import shorten
 from transformer_zoo.evaluation.scenes import SceneSamples
-from transformer_zoo.task import Context
+from transformer_zoo.task import Context, Variables
 
 CTX = Context(jax.random.key(0), jnp.int32(0), train=False)
 
@@ -36,7 +36,7 @@ def figures(source, field, **options):
     for number in range(2):
         batch = source.read(np.arange(8) + 8 * number, np.zeros(8, np.uint64))
         batch["weight"] = np.r_[np.ones(8 - number), np.zeros(number)]
-        arrays = jax.device_get(judge.compute({}, {field: jnp.asarray(batch[field], jnp.float32)}, CTX))
+        arrays = jax.device_get(judge.compute(Variables({}), {field: jnp.asarray(batch[field], jnp.float32)}, CTX))
         state = judge.update(state, arrays, batch)
     return judge.result(state)
 
