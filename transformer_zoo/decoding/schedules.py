@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -26,7 +27,9 @@ def hidden_after(steps: int, schedule: str, num_tokens: int) -> Int[np.ndarray, 
     """
     left: list[int] = []
     now = num_tokens
-    for count in np.floor(np.asarray(num_tokens * shares_after(steps, schedule, num_tokens))).astype(int):
+    with jax.ensure_compile_time_eval():  # numbers also while a caller is traced
+        wanted = np.floor(np.asarray(num_tokens * shares_after(steps, schedule, num_tokens)))
+    for count in wanted.astype(int).tolist():
         now = max(min(count, now - 1), 1) if len(left) < steps - 1 else 0
         left.append(now)
     return np.array(left)

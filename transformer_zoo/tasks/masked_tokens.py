@@ -48,7 +48,7 @@ class Sampling:
         schedule, order, choice_temperature, temperature, top_k, top_p: see `decode_masked`.
         temperature_ramp: how the temperature changes, see `ramp`.
         guidance_scale: 1 is none, see `guide`.
-        guidance_ramp: how it changes.
+        guidance_ramp: how what it exceeds 1 by changes.
     """
 
     steps: int = 8
@@ -102,7 +102,7 @@ class MaskedTokens(Task):
     @property
     def guided(self) -> bool:
         """Whether sampling asks for guidance."""
-        return self.sampling.guidance_scale != 1 or self.sampling.guidance_ramp != "constant"
+        return self.sampling.guidance_scale != 1
 
     @property
     def pixels(self) -> str:
@@ -187,8 +187,7 @@ class MaskedTokens(Task):
         shape = (condition.shape[0], *self.network.grid)
         ids = jnp.zeros(shape, jnp.int32) if ids is None else ids
         unknown = jnp.ones(shape, bool) if unknown is None else unknown
-        chosen = self.sampling
-        scales = jnp.asarray(ramp(chosen.guidance_ramp, chosen.guidance_scale, chosen.steps))
+        scales = self.guidance_scales
         without = jnp.full_like(condition, self.network.null_condition)
 
         def logits(shown: Array, step: Step) -> Array:
@@ -205,14 +204,22 @@ class MaskedTokens(Task):
             unknown,
             key,
             hidden=self.network.mask_id,
-            steps=chosen.steps,
-            schedule=chosen.schedule,
-            order=chosen.order,
-            choice_temperature=chosen.choice_temperature,
-            temperature=ramp(chosen.temperature_ramp, chosen.temperature, chosen.steps).tolist(),
-            top_k=chosen.top_k,
-            top_p=chosen.top_p,
+            **self.decoding_options,
         ).ids
+
+    @property
+    def guidance_scales(self) -> Float[Array, " steps"]:
+        """The weight of the condition in every step."""
+        kind, scale = self.sampling.guidance_ramp, self.sampling.guidance_scale
+        return jnp.asarray(1 + ramp(kind, scale - 1, self.sampling.steps))
+
+    @property
+    def decoding_options(self) -> dict[str, Any]:
+        """What `sampling` says to `decode_masked`."""
+        chosen = self.sampling
+        names = ("steps", "schedule", "order", "choice_temperature", "top_k", "top_p")
+        temperatures = ramp(chosen.temperature_ramp, chosen.temperature, chosen.steps)
+        return {name: getattr(chosen, name) for name in names} | {"temperature": temperatures.tolist()}
 
     @property
     def pixel_range(self) -> tuple[float, float]:
