@@ -82,7 +82,7 @@ def test_the_teacher_s_features_are_reused_in_some_steps_only(params):
     batch = {"image": images, "label": jnp.arange(2)}
 
     def value(ema, probability):
-        ctx = Context(KEY, jnp.int32(0), ema={"model": ema})
+        ctx = Context(jax.random.key(3), jnp.int32(0), ema={"model": ema})
         return task(reuse_probability=probability, ratio_alpha=2.0, ratio_beta=6.0).loss(variables, batch, ctx)[0]
 
     other = jax.tree.map(lambda leaf: leaf * 1.5, params)
