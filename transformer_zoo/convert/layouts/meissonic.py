@@ -205,7 +205,8 @@ def golden(config: Mapping[str, Any]) -> tuple[Meissonic, Callable[[Any, Mapping
             index, total = STEPS - 1 - time, math.prod(network.grid)
             temperature = TEMPERATURE * (1 - index / (STEPS - 1))
             scores = log_probability(logits, tokens) + temperature * inputs["gumbel"].reshape(unknown.shape)
-            wanted = jnp.floor(total * hidden_share(jnp.float32((index + 1) / STEPS), "cosine", total))
+            share = hidden_share(jnp.float32((index + 1) / STEPS), "cosine", total)
+            wanted = jnp.floor(total * share).astype(jnp.int32)
             left = jnp.maximum(jnp.minimum(wanted, unknown.sum(axis=(1, 2)) - 1), 1) if time else 0
             again = lowest(jnp.where(unknown, scores, jnp.inf), left)
             outputs |= {f"step{time}_pred": tokens, f"step{time}_prev": jnp.where(again, network.mask_id, tokens)}
