@@ -31,13 +31,8 @@ class CaptionEncoder(nn.Module):
     def __call__(
         self, ids: Int[Array, "batch words"]
     ) -> tuple[Float[Array, "batch words width"], Float[Array, "batch width"]]:
-        words = nn.Embed(
-            self.vocabulary_size,
-            self.width,
-            embedding_init=nn.initializers.normal(0.02),
-            dtype=self.dtype,
-            name="embed",
-        )
+        normal = nn.initializers.normal(0.02)
+        words = nn.Embed(self.vocabulary_size, self.width, embedding_init=normal, dtype=self.dtype, name="embed")
         places = self.param("positions", normal, (self.length, self.width))
         x = words(ids) + places[: ids.shape[1]].astype(self.dtype or jnp.float32)
         rates = drop_path_rates(0.0, self.depth)

@@ -11,12 +11,13 @@ from transformer_zoo import naming
 from transformer_zoo.data.pipeline import Data, checked, open_data
 from transformer_zoo.task import Evaluator, Task
 from transformer_zoo.training.config import load_config
-from transformer_zoo.zoo.index import paper, papers
+from transformer_zoo.zoo.index import network_path, papers
 
 TASKS = {
     "classification": "transformer_zoo.tasks.classification:Classification",
     "masked_pixels": "transformer_zoo.tasks.masked_pixels:MaskedPixels",
     "masked_tokens": "transformer_zoo.tasks.masked_tokens:MaskedTokens",
+    "tokenization": "transformer_zoo.tasks.tokenization:Tokenization",
 }
 EVALUATORS = {
     "linear_probe": "transformer_zoo.evaluation.probes:LinearProbe",
@@ -24,6 +25,8 @@ EVALUATORS = {
     "few_shot": "transformer_zoo.evaluation.probes:FewShot",
     "scene_samples": "transformer_zoo.evaluation.scenes:SceneSamples",
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
+    "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
+    "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
 }
 
 
@@ -92,7 +95,8 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
         given["sampling"] = naming.construct(kind_of_sampling, config.sampling, "sampling")
     for name, other in required.items():
         if name in fields:
-            given[name] = build_network(other.model, dtype, f"requires.{name}")
+            main = other.model if "name" in other.model else other.model.network
+            given[name] = build_network(main, dtype, f"requires.{name}")
     return naming.construct(task_class, options, "task", given)
 
 
@@ -100,7 +104,7 @@ def build_network(options: naming.Options, dtype: str, where: str = "model") -> 
     """One network from its group in the config."""
     options = dict(options)
     name = options.pop("name")
-    network = naming.load(paper(name)["network"])
+    network = naming.load(network_path(name))
     return naming.construct(network, options, where.removesuffix(".network"), {"dtype": dtype})
 
 
