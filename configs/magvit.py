@@ -125,16 +125,6 @@ def tokenizer(config, size):
     config.model = zoo.model_config("magvit", size)
     width = min(config.model.get("width", 64), 128)
     discriminator = zoo.model_config("stylegan_discriminator", width=width)
-    config.data.source = "folder:clips"
-    config.data.options = {"kind": "clips"}
-    frames, side = ("sample_frames", {"frames": 16}), ("random_resized_crop", {"size": 128})
-    scale = ("scale", {"low": 0.0, "high": 1.0})
-    config.data.transforms = (("decode", {}), frames, side, scale)
-    config.data.eval_transforms = (
-        ("decode", {}),
-        ("sample_frames", {"frames": 16, "random": False}),
-        ("centre_crop", {"size": 128}),
-        scale,
-    )
+    recipes.clips(config, frames=16, size=128)
     recipes.vqgan(config, total_steps=1_000_000, discriminator=discriminator, field="video")
     return config

@@ -83,24 +83,21 @@ def tokenizer_tiny(config):
     config.model = zoo.model_config(
         "maskgit_tokenizer",
         image_size=(32, 32),
-        width=32,
-        multipliers=(1, 2, 2),
+        width=24,
+        multipliers=(1, 2, 4),
         num_blocks=1,
         levels=(8, 5, 5, 5),
         shortcut_from_output=False,
     )
     recipes.tokenizer_scenes(config)
-    recipes.few_steps(config, 300, batch_size=32)
+    recipes.few_steps(config, 800, batch_size=16)
     config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 100, "batch_size": 128})
+    config.eval.update({"every_steps": 200, "batch_size": 128})
     return config
 
 
 def tokenizer(config, size):
     config.model = zoo.model_config("maskgit", size)
-    recipes.imagenet(config, size=256)
-    for chain in ("transforms", "eval_transforms"):  # pixels in [0, 1]
-        steps = [step for step in config.data[chain] if step[0] != "normalise"]
-        config.data[chain] = (*steps, ("scale", {"low": 0.0, "high": 1.0}))
+    recipes.imagenet_pixels(config, size=256)
     recipes.vqgan(config, total_steps=1_000_000, discriminator=zoo.model_config("stylegan_discriminator"))
     return config

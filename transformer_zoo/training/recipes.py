@@ -49,6 +49,32 @@ def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weigh
     config.evaluators = {"digits": {"name": "digit_reading"}}
 
 
+def imagenet_pixels(config: Any, *, size: int, low: float = 0.0) -> None:
+    """ImageNet-1k as tokenizers take it: pixels in [low, 1]; else as `imagenet`."""
+    imagenet(config, size=size)
+    for chain in ("transforms", "eval_transforms"):
+        steps = [step for step in config.data[chain] if step[0] != "normalise"]
+        config.data[chain] = (*steps, ("scale", {"low": low, "high": 1.0}))
+
+
+def clips(config: Any, *, frames: int, size: int, stride: int = 1, low: float = 0.0) -> None:
+    """A folder of clips: so many frames of random crops, in evaluation of the middle, pixels in [low, 1]."""
+    config.data.source, config.data.options = "folder:clips", {"kind": "clips"}
+    sample, scale = {"frames": frames, "stride": stride}, ("scale", {"low": low, "high": 1.0})
+    config.data.transforms = (
+        ("decode", {}),
+        ("sample_frames", sample),
+        ("random_resized_crop", {"size": size, "scale": (0.5, 1.0)}),
+        scale,
+    )
+    config.data.eval_transforms = (
+        ("decode", {}),
+        ("sample_frames", sample | {"random": False}),
+        ("centre_crop", {"size": size}),
+        scale,
+    )
+
+
 def vqgan(
     config: Any,
     *,
