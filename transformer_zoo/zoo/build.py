@@ -73,11 +73,9 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
 def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
     """The task alone: what can be initialised, counted and planned without data.
 
-    Without `required` the configs that `config.requires` names are read, whether their runs exist or not. A group
-    `config.sampling` becomes the task's field of that name.
+    Without `required` the configs of `config.requires` are read, whether their runs exist or not, for networks that the
+    task cannot do without. A group `config.sampling` becomes the task's field of that name.
     """
-    if required is None:
-        required = {name: load_config(spec) for name, spec in config.get("requires", {}).items()}
     dtype = compute_dtype(config.dtype)
     networks = {"network": config.model} if "name" in config.model else dict(config.model)
     given = {field: build_network(options, dtype, f"model.{field}") for field, options in networks.items()}
@@ -87,7 +85,11 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
     if kind not in known:
         raise naming.unknown("task.name", kind, known)
     task_class = naming.load(known[kind])
-    fields = {field.name for field in dataclasses.fields(task_class)}
+    fields = {field.name: field for field in dataclasses.fields(task_class)}
+    if required is None:
+        specs = {name: spec for name, spec in config.get("requires", {}).items() if name in fields}
+        needed = [name for name in specs if fields[name].default is dataclasses.MISSING]
+        required = {name: load_config(specs[name]) for name in needed}
     if "sampling" in config:
         if "sampling" not in fields:
             raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")
