@@ -45,14 +45,14 @@ def tiny(config):
         prefix_length=recipes.CAPTION_LENGTH,
         null_condition=recipes.NULL_WORD,
         depth=4,
-        width=128,
-        num_heads=4,
+        width=96,
+        num_heads=3,
         dropout_rate=0.0,
         unroll=4,
     )
     config.task = {"name": "masked_tokens", "condition": "caption", "condition_drop_rate": 0.1, "label_smoothing": 0.0}
     config.sampling = {"steps": 8, "guidance_scale": 2.0, "choice_temperature": 2.0}
-    recipes.few_steps(config, 2000, batch_size=64)
+    recipes.few_steps(config, 1500, batch_size=32)
     config.eval.update({"every_steps": 500, "batch_size": 64})
     return config
 

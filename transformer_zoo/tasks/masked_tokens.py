@@ -118,7 +118,7 @@ class MaskedTokens(Task):
     def init(self, key: Key[Array, ""]) -> Variables:
         spec = self.spec()
         ids = jnp.zeros((1, *self.network.grid), jnp.int32)
-        condition = jnp.zeros(spec[self.condition].shape, jnp.int32)
+        condition = self.condition_of({name: jnp.zeros(field.shape, field.dtype) for name, field in spec.items()})
         params, _ = init_network(self.network, key, *self.inputs(ids, condition, ids == 0))
         frozen = {"tokenizer": frozen_network(self.tokenizer, jnp.zeros(spec[self.pixels].shape))}
         return Variables(params={"model": params}, frozen=frozen)
@@ -127,7 +127,8 @@ class MaskedTokens(Task):
         mask_key, drop_key, key = jax.random.split(ctx.key, 3)
         ids = self.tokenize(variables, batch)
         hidden = self.hide(mask_key, ids.shape)
-        condition = self.drop(drop_key, batch[self.condition]) if ctx.train else batch[self.condition]
+        condition = self.condition_of(batch)
+        condition = self.drop(drop_key, condition) if ctx.train else condition
         shown = jnp.where(hidden, self.network.mask_id, ids)
         logits = self.predict(variables, shown, condition, hidden, key=key, train=ctx.train)
         right = ((logits.argmax(axis=-1) == ids) & hidden).sum() / hidden.sum()
@@ -141,7 +142,7 @@ class MaskedTokens(Task):
         """What is minimised."""
         return token_loss(logits, ids, hidden, self.label_smoothing)
 
-    def inputs(self, shown: Grid, condition: Array, hidden: Hidden) -> tuple[Any, ...]:
+    def inputs(self, shown: Grid, condition: Any, hidden: Hidden) -> tuple[Any, ...]:
         """What the network is given."""
         return shown, condition
 
@@ -149,7 +150,7 @@ class MaskedTokens(Task):
         self,
         variables: Variables,
         shown: Grid,
-        condition: Array,
+        condition: Any,
         hidden: Hidden,
         *,
         key: Key[Array, ""] | None = None,
@@ -168,34 +169,45 @@ class MaskedTokens(Task):
         """Pictures or clips of ids, in the tokenizer's range of pixels."""
         return apply_frozen(self.tokenizer, variables.frozen["tokenizer"], ids, method="detokenize")
 
-    def drop(self, key: Key[Array, ""], condition: Array) -> Array:
+    def condition_of(self, batch: Batch) -> Any:
+        """What the batch's samples show, a tree of arrays [batch, ...]."""
+        return batch[self.condition]
+
+    def without(self, condition: Any) -> Any:
+        """The condition that says nothing, for as many samples."""
+        return jax.tree.map(lambda one: jnp.full_like(one, self.network.null_condition), condition)
+
+    def drop(self, key: Key[Array, ""], condition: Any) -> Any:
         """Conditions, some of them hidden."""
         if not self.condition_drop_rate:
             return condition
-        dropped = jax.random.bernoulli(key, self.condition_drop_rate, (condition.shape[0],))
-        return jnp.where(dropped.reshape((-1,) + (1,) * (condition.ndim - 1)), self.network.null_condition, condition)
+        dropped = jax.random.bernoulli(key, self.condition_drop_rate, (len(jax.tree.leaves(condition)[0]),))
+
+        def hide(nothing: Array, one: Array) -> Array:
+            return jnp.where(dropped.reshape((-1,) + (1,) * (one.ndim - 1)), nothing, one)
+
+        return jax.tree.map(hide, self.without(condition), condition)
 
     def sample(
         self,
         variables: Variables,
-        condition: Array,
+        condition: Any,
         key: Key[Array, ""],
         ids: Grid | None = None,
         unknown: Hidden | None = None,
     ) -> Grid:
         """Grids of ids for conditions [batch, ...]; where `ids` are given, only the `unknown` ones are filled."""
-        shape = (condition.shape[0], *self.network.grid)
+        shape = (len(jax.tree.leaves(condition)[0]), *self.network.grid)
         ids = jnp.zeros(shape, jnp.int32) if ids is None else ids
         unknown = jnp.ones(shape, bool) if unknown is None else unknown
         scales = self.guidance_scales
-        without = jnp.full_like(condition, self.network.null_condition)
+        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), condition, self.without(condition))
 
         def logits(shown: Array, step: Step) -> Array:
             if not self.guided:
                 return self.predict(variables, shown, condition, step.unknown)
             twice = [jnp.concatenate([one, one]) for one in (shown, step.unknown)]
-            both = self.predict(variables, twice[0], jnp.concatenate([condition, without]), twice[1])
-            with_it, without_it = jnp.split(both, 2)
+            with_it, without_it = jnp.split(self.predict(variables, twice[0], both, twice[1]), 2)
             return guide(with_it, without_it, scales[step.index])
 
         return decode_masked(
@@ -233,7 +245,7 @@ class MaskedTokens(Task):
 
     def generate(self, variables: Variables, batch: Batch, key: Key[Array, ""]) -> Array:
         """Pictures or clips for the conditions of a batch, see `detokenize`."""
-        return self.detokenize(variables, self.sample(variables, batch[self.condition], key))
+        return self.detokenize(variables, self.sample(variables, self.condition_of(batch), key))
 
     def reconstruct(self, variables: Variables, batch: Batch) -> Array:
         """The batch's own pictures or clips after the tokenizer: the best that any generator can reach."""
@@ -255,7 +267,7 @@ class HiddenTokens(Evaluator):
         ids = self.task.tokenize(variables, batch)
         hidden = self.task.hide(ctx.key, ids.shape)
         shown = jnp.where(hidden, self.task.network.mask_id, ids)
-        logits = self.task.predict(variables, shown, batch[self.task.condition], hidden)
+        logits = self.task.predict(variables, shown, self.task.condition_of(batch), hidden)
         axes = tuple(range(1, ids.ndim))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
         counts = jax.nn.one_hot(ids, logits.shape[-1]).sum(axis=axes)

@@ -29,6 +29,7 @@ from transformer_zoo.layers.streams import SingleStreamBlock, TwoStreamBlock
 from transformer_zoo.layers.text import CaptionEncoder
 from transformer_zoo.masking.schedules import hidden_share
 from transformer_zoo.masking.tokens import lowest
+from transformer_zoo.task import Batch
 from transformer_zoo.tasks.masked_tokens import MaskedTokens
 
 SINUSOIDS = 256
@@ -242,6 +243,19 @@ class MeissonicTokens(MaskedTokens):
     """
 
     score: float = 6.0
+
+    def spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        if self.network.num_words:
+            return super().spec(batch_size)
+        features = (batch_size, self.network.text_length, self.network.text_width)
+        return {
+            self.pixels: jax.ShapeDtypeStruct((batch_size, *self.tokenizer.input_shape), jnp.float32),
+            "text": jax.ShapeDtypeStruct(features, jnp.float32),
+            "pooled": jax.ShapeDtypeStruct((batch_size, self.network.pooled_width), jnp.float32),
+        }
+
+    def condition_of(self, batch: Batch) -> Any:
+        return super().condition_of(batch) if self.network.num_words else (batch["text"], batch["pooled"])
 
     def inputs(self, shown: Array, condition: Any, hidden: Bool[Array, "batch *grid"]) -> tuple[Any, ...]:
         height, width = self.tokenizer.input_shape[:2]
