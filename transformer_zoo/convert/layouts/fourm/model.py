@@ -1,4 +1,4 @@
-"""The layout of `fm.FM` and `fm.FourM`: one name for each block, biases of norms that are buffers of zeros."""
+"""The layouts of `fm.FM`, `fm.FourM` and `fm_vit.FMViT`: biases that norms lack are buffers of zeros there."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +13,24 @@ from transformer_zoo.convert.golden import golden_arguments
 from transformer_zoo.convert.layout import Layout, count
 from transformer_zoo.convert.layouts.vit import attention_out, heads
 from transformer_zoo.convert.table import LINEAR, Arrays, Constant, Rule, Table, axes, linear, norm
+from transformer_zoo.layers.patches import grid_of
 from transformer_zoo.layers.positions import sincos_1d
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens, grid_table
 from transformer_zoo.models.multimodal.fourm.modalities import Modality, abstract_values
 from transformer_zoo.models.multimodal.fourm.model import PADDING, FourM
 from transformer_zoo.models.multimodal.fourm.objective import modality_losses, total_loss
 from transformer_zoo.models.multimodal.fourm.published import FOURM_21, SUPER_RESOLUTION
+from transformer_zoo.models.multimodal.fourm.vit import FourMViT
 
 VECTOR = axes("1 1 width -> width")
 NORMS = ("norm1", "norm2", "query_norm", "context_norm")
 ATTENTIONS = ("attn", "self_attn", "cross_attn")
 
 
-def example(network: FourM) -> tuple[Any, ...]:
+def example(network: FourM | FourMViT) -> tuple[Any, ...]:
     """Abstract arguments of a call with every place of every modality."""
+    if isinstance(network, FourMViT):
+        return (jax.ShapeDtypeStruct((1, *network.image_size, network.channels), jnp.float32),)
 
     def tokens(modality: Modality) -> Tokens:
         values, places = abstract_values(modality, 1), jax.ShapeDtypeStruct((1, modality.places), bool)
@@ -282,6 +286,73 @@ def golden(config: Mapping[str, Any]) -> tuple[FourM, Callable[[Any, Mapping[str
             "dec_norm": aux["decoded"],
             "loss": total_loss(losses, counts, vocabularies, "modality"),
             "loss_token": total_loss(losses, counts, vocabularies, "logit"),
+        }
+
+    return network, run
+
+
+def vit(network: FourMViT) -> Table:
+    """The names of `fm_vit.FMViT`, whose pixels are called after the image's height."""
+    theirs = f"encoder_embeddings.rgb@{network.image_size[0]}"
+    rules: list[Rule | Constant] = [
+        Rule(f"{theirs}.proj.weight", "patches/projection/kernel", LINEAR),
+        Rule(f"{theirs}.mod_emb", "modality_embedding", VECTOR),
+        Constant(f"{theirs}.pos_emb", grid_table(grid_of(network.image_size, network.patch_size), network.width)[None]),
+        Rule("register_tokens", "registers", axes("1 row width -> row width")),
+        *blocks("encoder.{i}", "encoder/blocks", network.gated),
+        *norm("encoder_norm", "encoder/norm"),
+        *(linear("head", "head") if network.head == "mean" else []),
+    ]
+    if network.use_bias:
+        return rules
+    head = network.width // network.num_heads if network.qk_norm else 0
+    return rules + zero_biases("encoder", network.depth, False, network.width, head)
+
+
+def vit_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `FourMViT` that the arrays tell; images are squares, of the side in the pixels' name."""
+    (name,) = _names(arrays, "encoder_embeddings.")
+    places = arrays[f"encoder_embeddings.{name}.pos_emb"].shape[1]
+    side = int(name.partition("@")[2])
+    patch = round(side / places**0.5)
+    pixels = arrays[f"encoder_embeddings.{name}.proj.weight"].shape[1]
+    return stack_arguments(arrays) | {
+        "image_size": (side, side),
+        "patch_size": (patch, patch),
+        "channels": pixels // patch**2,
+        "num_registers": arrays["register_tokens"].shape[1] if "register_tokens" in arrays else 0,
+        "head": "mean" if "head.weight" in arrays else "none",
+        "num_classes": len(arrays["head.bias"]) if "head.weight" in arrays else 1000,
+    }
+
+
+VIT = Layout(
+    table=vit,
+    marks=("encoder_norm.weight", "encoder.0.attn.qkv.weight", "encoder.0.norm1.weight"),
+    arguments=vit_arguments,
+    untold=("num_heads",),
+)
+
+
+def golden_vit(config: Mapping[str, Any]) -> tuple[FourMViT, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
+    """An `FMViT` without a head, and its run."""
+    given = config["arguments"]["config"]
+    fields = golden_arguments(given, ARGUMENTS)
+    del fields["decoder_depth"]
+    size, patch = given["image_size"], given["patch_size"]
+    fields |= {"image_size": (size, size), "patch_size": (patch, patch), "head": "none"}
+    fields |= {"activation": "silu" if fields["gated"] else "gelu"}
+    network = naming.construct(FourMViT, fields, "arguments")
+
+    def run(variables: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        out, aux = network.apply(variables, jnp.asarray(inputs["x"]).transpose(0, 2, 3, 1))
+        return {
+            "x_tokens": aux["patches"],
+            "x_emb": jnp.broadcast_to(aux["positions"], aux["patches"].shape),
+            "block0": aux["levels"][0],
+            "block_last": aux["levels"][-1],
+            "out": out,
+            "loss": (out * inputs["cotangent"]).sum(),
         }
 
     return network, run
