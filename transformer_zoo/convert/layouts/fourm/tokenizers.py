@@ -191,15 +191,15 @@ def vectors_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def timed_block(theirs: str, ours: str) -> list[Rule]:
-    """A `TimedResidualBlock`."""
+def timed_block(theirs: str, ours: str, shortcut: bool = False) -> list[Rule]:
+    """A `TimedResidualBlock`, with a shortcut of its own where channels change."""
     return [
         *norm(f"{theirs}.in_layers.0", f"{ours}/norm1"),
         *convolution(f"{theirs}.in_layers.2", f"{ours}/conv1"),
         *linear(f"{theirs}.emb_layers.1", f"{ours}/time"),
         *norm(f"{theirs}.out_layers.0", f"{ours}/norm2"),
         *convolution(f"{theirs}.out_layers.3", f"{ours}/conv2"),
-        *convolution(f"{theirs}.skip_connection", f"{ours}/shortcut"),
+        *(convolution(f"{theirs}.skip_connection", f"{ours}/shortcut") if shortcut else []),
     ]
 
 
@@ -254,7 +254,9 @@ def divae(network: FourMDiVAE) -> Table:
     for level in range(levels):
         for block in range(network.num_blocks):
             theirs, ours = f"decoder.input_blocks.{number}", f"decoder/down{level}_block{block}"
-            rules += unet_block(theirs, ours, level in network.attention_levels)
+            before = network.multipliers[max(level - 1, 0)] if block == 0 else network.multipliers[level]
+            changes = before != network.multipliers[level]
+            rules += unet_block(theirs, ours, level in network.attention_levels, changes)
             number += 1
         if level < levels - 1:
             rules += convolution(f"decoder.input_blocks.{number}.0.op", f"decoder/down{level}/convolution")
@@ -263,17 +265,17 @@ def divae(network: FourMDiVAE) -> Table:
     for level in reversed(range(levels)):
         attends = level in network.attention_levels
         for block in range(network.num_blocks + 1):
-            rules += unet_block(f"decoder.output_blocks.{number}", f"decoder/up{level}_block{block}", attends)
+            rules += unet_block(f"decoder.output_blocks.{number}", f"decoder/up{level}_block{block}", attends, True)
             if level and block == network.num_blocks:
                 rules += convolution(f"decoder.output_blocks.{number}.{1 + attends}.conv", f"decoder/up{level}")
             number += 1
     return rules
 
 
-def unet_block(theirs: str, ours: str, attends: bool) -> list[Rule]:
+def unet_block(theirs: str, ours: str, attends: bool, shortcut: bool) -> list[Rule]:
     """One of the UNet's steps: a residual block, and attention where its level has it."""
     attention = map_attention(f"{theirs}.1", f"{ours}_attention") if attends else []
-    return timed_block(f"{theirs}.0", ours) + attention
+    return timed_block(f"{theirs}.0", ours, shortcut) + attention
 
 
 def divae_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, Any]:
