@@ -4,7 +4,8 @@ A paper's `layouts/SLUG.py` gives `golden(config)`: the network, and run(variabl
 the names of the file. Every stored output and gradient must be among them. Among the inputs are, as 'param/NAME', the
 reference's fixed tables. The file's `config` says what was run:
 `paper`, `arguments` of the reference's constructor, `settings`, and `accuracy`, how far the reference itself moves; to
-them `inputs` is added, the shapes of the inputs by name, for networks whose parameters depend on them.
+them `inputs` and `outputs` are added, the shapes of both by name, for networks whose parameters or number of tokens
+depend on them.
 """
 
 import dataclasses
@@ -26,6 +27,9 @@ from transformer_zoo.convert.table import Constant, Rule, Table, export_arrays, 
 TOLERANCE = 1e-4  # of an array's largest value, or of
 SMALLEST = 1e-3
 MARGIN = 10  # times the reference's own inaccuracy, where that is larger than the tolerance
+
+# Settings that name parameters of the reference which no output depends on.
+IDLE_PARAMETERS = ("params_not_reaching_the_outputs", "params_without_effect")
 
 # How `config.accuracy` states the reference's own inaccuracy by output, and whether it is a share of the largest value.
 ACCURACIES = {
@@ -126,7 +130,9 @@ def build(golden: Golden) -> Network:
         ValueError: a paper without a golden run, or parameters that do not fit the network.
     """
     shapes = {name: array.shape for name, array in golden.inputs.items()}
-    paper, config = golden.config["paper"], json.dumps(golden.config | {"inputs": shapes}, sort_keys=True)
+    given = {name: array.shape for name, array in golden.outputs.items()}
+    paper = golden.config["paper"]
+    config = json.dumps(golden.config | {"inputs": shapes, "outputs": given}, sort_keys=True)
     if not hasattr(paper_layouts(paper), "golden"):
         raise ValueError(f"there is no golden run of {paper!r}")
     module, run = _run(config, bool(golden.gradients))
@@ -134,7 +140,8 @@ def build(golden: Golden) -> Network:
         return Network((), {}, run)
     chosen = layout(paper, detect(paper, golden.params))
     table, abstract = chosen.table(module), abstract_variables(paper, module)
-    idle = [re.escape(name) for name in golden.config["settings"].get("params_not_reaching_the_outputs", ())]
+    settings = golden.config["settings"]
+    idle = [re.escape(name) for kind in IDLE_PARAMETERS for name in settings.get(kind, ())]
     arrays = import_arrays(table, golden.params, flatten(abstract), prefixes=chosen.prefixes, allow_unplaced=idle)
     return Network(table, unflatten(arrays, abstract), run)
 

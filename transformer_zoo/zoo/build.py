@@ -1,6 +1,7 @@
 """From a config to the objects that the loop takes."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,16 +10,19 @@ import jax
 from transformer_zoo import naming
 from transformer_zoo.data.pipeline import Data, checked, open_data
 from transformer_zoo.task import Evaluator, Task
+from transformer_zoo.training.config import load_config
 from transformer_zoo.zoo.index import paper, papers
 
 TASKS = {
     "classification": "transformer_zoo.tasks.classification:Classification",
     "masked_pixels": "transformer_zoo.tasks.masked_pixels:MaskedPixels",
+    "masked_tokens": "transformer_zoo.tasks.masked_tokens:MaskedTokens",
 }
 EVALUATORS = {
     "linear_probe": "transformer_zoo.evaluation.probes:LinearProbe",
     "nearest_neighbours": "transformer_zoo.evaluation.probes:NearestNeighbours",
     "few_shot": "transformer_zoo.evaluation.probes:FewShot",
+    "scene_samples": "transformer_zoo.evaluation.scenes:SceneSamples",
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
 }
 
@@ -64,7 +68,13 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
 
 
 def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
-    """The task alone: what can be initialised, counted and planned without data."""
+    """The task alone: what can be initialised, counted and planned without data.
+
+    Without `required` the configs that `config.requires` names are read, whether their runs exist or not. A group
+    `config.sampling` becomes the task's field of that name.
+    """
+    if required is None:
+        required = {name: load_config(spec) for name, spec in config.get("requires", {}).items()}
     dtype = compute_dtype(config.dtype)
     networks = {"network": config.model} if "name" in config.model else dict(config.model)
     given = {field: build_network(options, dtype, f"model.{field}") for field, options in networks.items()}
@@ -75,7 +85,12 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
         raise naming.unknown("task.name", kind, known)
     task_class = naming.load(known[kind])
     fields = {field.name for field in dataclasses.fields(task_class)}
-    for name, other in (required or {}).items():
+    if "sampling" in config:
+        if "sampling" not in fields:
+            raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")
+        kind_of_sampling = typing.get_type_hints(task_class)["sampling"]
+        given["sampling"] = naming.construct(kind_of_sampling, config.sampling, "sampling")
+    for name, other in required.items():
         if name in fields:
             given[name] = build_network(other.model, dtype, f"requires.{name}")
     return naming.construct(task_class, options, "task", given)
