@@ -74,7 +74,7 @@ def test_sides_and_time_shrink_as_the_flags_say_and_grow_back(conv_downsample):
 
 def test_rematerialised_blocks_compute_the_same():
     x, shared = normal(0, 1, 4, 4, 2), dict(width=4, multipliers=(1, 2), num_blocks=1, latent_width=3)
-    plain, again = ConvolutionalEncoder(**shared), ConvolutionalEncoder(**shared, remat=True)
+    plain, again = ConvolutionalEncoder(**shared), ConvolutionalEncoder(**shared, remat="full")
     variables = filled(plain, x)
 
     def gradient(network):

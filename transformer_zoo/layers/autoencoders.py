@@ -15,6 +15,7 @@ NewMap = Float[Array, "batch *new_sides new_channels"]
 
 ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu}
 NORMS = ("group", "layer")
+REMATS = ("none", "full")
 
 
 def convolution(
@@ -85,7 +86,7 @@ class ConvolutionalEncoder(nn.Module):
         temporal_downsample: for clips, whether time is halved after each level but the last.
         conv_downsample: levels end in 4-wide convolutions of stride 2 and not in means.
         activation, norm, shortcut_from_output, dtype: see `ResidualBlock`.
-        remat: recomputes blocks in the backward pass.
+        remat: 'none', or 'full', which recomputes blocks in the backward pass.
     """
 
     width: int
@@ -97,7 +98,7 @@ class ConvolutionalEncoder(nn.Module):
     activation: str = "swish"
     norm: str = "group"
     shortcut_from_output: bool = False
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = None
 
     @nn.compact
@@ -143,7 +144,7 @@ class ConvolutionalDecoder(nn.Module):
     activation: str = "swish"
     norm: str = "group"
     shortcut_from_output: bool = False
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = None
 
     @nn.compact
@@ -177,11 +178,11 @@ def block_maker(network: Any) -> Callable[[int, str], nn.Module]:
     """(width, name) to a `ResidualBlock` with the settings of a network that has them.
 
     Raises:
-        ValueError: an activation or a norm that there is not.
+        ValueError: an activation, a norm or a remat that there is not.
     """
-    for field, known in (("activation", tuple(ACTIVATIONS)), ("norm", NORMS)):
+    for field, known in (("activation", tuple(ACTIVATIONS)), ("norm", NORMS), ("remat", REMATS)):
         if getattr(network, field) not in known:
             raise ValueError(f"{field} is {getattr(network, field)!r}, but must be one of {', '.join(known)}")
-    kind = nn.remat(ResidualBlock) if network.remat else ResidualBlock
+    kind = nn.remat(ResidualBlock) if network.remat == "full" else ResidualBlock
     settings = (network.activation, network.norm, network.shortcut_from_output, network.dtype)
     return lambda width, name: kind(width, *settings, name=name)

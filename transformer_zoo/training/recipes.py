@@ -22,6 +22,83 @@ def easy_scenes(config: Any, label: str, total_steps: int = 500) -> None:
     few_steps(config, total_steps, batch_size=64)
 
 
+def tokenizer_scenes(config: Any, frames: int = 0, *, low: float = 0.0, object_weight: float = 4.0) -> None:
+    """Easy scenes of 32 x 32 pixels for a tokenizer: stills, or clips of so many `frames` (8, 9, 16, 17).
+
+    The checker reads them; pixels lie in [low, 1].
+    """
+    field = "video" if frames else "image"
+    options = {"side": 32, "difficulty": "easy", "fields": (field, "program")}
+    config.data.update({"source": f"scenes:{'clip' if frames else 'still'}"})
+    config.data.options = options | ({"frames": frames} if frames else {})
+    config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
+    config.task = {"name": "tokenization", "field": field, "object_weight": object_weight}
+    config.evaluators = {"scenes": {"name": "scene_reading"}}
+
+
+def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weight: float = 8.0) -> None:
+    """Moving digits of 32 x 32 pixels and one channel for a tokenizer of clips; a classifier reads them."""
+    config.data.update({"source": "moving_digits", "options": {"frames": frames, "side": 32}})
+    config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
+    config.task = {"name": "tokenization", "field": "video", "object_weight": object_weight}
+    config.evaluators = {"digits": {"name": "digit_reading"}}
+
+
+def vqgan(
+    config: Any,
+    *,
+    total_steps: int,
+    discriminator: Any,
+    batch_size: int = 256,
+    field: str = "image",
+    perceptual: str = "configs/vit.py:B16",
+) -> None:
+    """How Google's VQGANs train: L2, features, a non-saturating discriminator with R1, and moving averages.
+
+    The reference compares the logits of a ResNet; here those of the network that the config `perceptual` trains.
+
+    Args:
+        config: whose `model` is the tokenizer alone; becomes two networks.
+        total_steps: of both players.
+        discriminator: its group in `config.model`.
+        batch_size: samples a step.
+        field: of the batch.
+        perceptual: config of a classifier of images of the same size.
+    """
+    tokenizer = config.model
+    config.model = type(tokenizer)({"network": tokenizer, "discriminator": discriminator})
+    config.task = {
+        "name": "tokenization",
+        "field": field,
+        "perceptual_weight": 0.1,
+        "perceptual_mean": (0.485, 0.456, 0.406),
+        "perceptual_std": (0.229, 0.224, 0.225),
+        "adversarial_loss": "non_saturating",
+        "adversarial_weight": 0.1,
+        "r1_weight": 10.0,
+    }
+    config.requires = {"perceptual": perceptual}
+    row = ("params/model/(.*)", r"frozen/perceptual/params/\1")
+    config.init_from = {"requires": "perceptual", "table": (row,)}
+    config.total_steps, config.batch_size = total_steps, batch_size
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "b1": 0.0, "b2": 0.99}
+    config.ema = {"decay": 0.999}
+    config.checkpoint.every_steps = config.eval.every_steps = 5000
+
+
+def frozen_tokenizer(config: Any, spec: str, *, averaged: bool = False) -> None:
+    """Stands a run on the tokenizer that the config `spec` trains.
+
+    Its task gets the network as its field `tokenizer`, and the arrays as `variables.frozen["tokenizer"]` (see
+    `tasks.networks`). `averaged` takes the moving averages of the parameters, of a run that keeps them.
+    """
+    config.requires = {"tokenizer": spec}
+    row = ("(params|state)/model/(.*)", r"frozen/tokenizer/\1/\2")
+    if averaged:
+        row = ("ema/model/(.*)", r"frozen/tokenizer/params/\1")
+    config.init_from = {"requires": "tokenizer", "table": (row,)}
+
+
 def few_steps(config: Any, total_steps: int, batch_size: int = 128) -> None:
     """AdamW at 1e-3, as suits networks of about a million parameters."""
     config.total_steps, config.batch_size = total_steps, batch_size

@@ -5,18 +5,21 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import flax.core
 import jax
+from ml_collections import ConfigDict
 
 from transformer_zoo import naming
 from transformer_zoo.data.pipeline import Data, checked, open_data
 from transformer_zoo.task import Evaluator, Task
 from transformer_zoo.training.config import load_config
-from transformer_zoo.zoo.index import paper, papers
+from transformer_zoo.zoo.index import network_path, papers
 
 TASKS = {
     "classification": "transformer_zoo.tasks.classification:Classification",
     "masked_pixels": "transformer_zoo.tasks.masked_pixels:MaskedPixels",
     "masked_tokens": "transformer_zoo.tasks.masked_tokens:MaskedTokens",
+    "tokenization": "transformer_zoo.tasks.tokenization:Tokenization",
 }
 EVALUATORS = {
     "linear_probe": "transformer_zoo.evaluation.probes:LinearProbe",
@@ -24,6 +27,8 @@ EVALUATORS = {
     "few_shot": "transformer_zoo.evaluation.probes:FewShot",
     "scene_samples": "transformer_zoo.evaluation.scenes:SceneSamples",
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
+    "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
+    "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
 }
 
 
@@ -42,7 +47,7 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
     Args:
         config: a checked config.
         required: configs of the runs that `config.requires` names, by name; where the task has a field of such a
-            name, it gets that run's network.
+            name, it gets that run's network; a field `tokenizers` gets all others, by name.
 
     Raises:
         ValueError: a name or a value that does not fit, with the field and the nearest valid one.
@@ -90,17 +95,21 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
             raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")
         kind_of_sampling = typing.get_type_hints(task_class)["sampling"]
         given["sampling"] = naming.construct(kind_of_sampling, config.sampling, "sampling")
+    others = {}
     for name, other in required.items():
-        if name in fields:
-            given[name] = build_network(other.model, dtype, f"requires.{name}")
+        if name in fields or "tokenizers" in fields:
+            main = other.model if "name" in other.model else other.model.network
+            (given if name in fields else others)[name] = build_network(main, dtype, f"requires.{name}")
+    if others:
+        given["tokenizers"] = flax.core.freeze(others)
     return naming.construct(task_class, options, "task", given)
 
 
 def build_network(options: naming.Options, dtype: str, where: str = "model") -> Any:
     """One network from its group in the config."""
-    options = dict(options)
+    options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
     name = options.pop("name")
-    network = naming.load(paper(name)["network"])
+    network = naming.load(network_path(name))
     return naming.construct(network, options, where.removesuffix(".network"), {"dtype": dtype})
 
 
