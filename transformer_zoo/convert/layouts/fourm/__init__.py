@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformer_zoo.convert.layouts.fourm import model, tokenizers
+from transformer_zoo.convert.layouts.fourm import model, schedules, tokenizers
 from transformer_zoo.models.multimodal.fourm.model import FourM
 from transformer_zoo.models.multimodal.fourm.vit import FourMViT
 
@@ -18,4 +18,5 @@ def example(network: Any) -> tuple[Any, ...]:
 def golden(config: Mapping[str, Any]) -> tuple[Any, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
     """The network of a golden file, and its run: all outputs by the reference's names."""
     runs = {"model": model.golden, "qknorm": model.golden, "vit": model.golden_vit}
+    runs |= {"schedules": schedules.golden}
     return runs.get(config["part"], tokenizers.golden)(config)

@@ -227,7 +227,7 @@ def modality_of(info: Mapping[str, Any]) -> dict[str, Any]:
     found = {"kind": kind, "length": options["max_length"], "max_positions": options["max_sincos_pos_emb"]}
     if kind == "embeddings":
         return found | {"width": options["orig_emb_dim"]}
-    return found | {"vocabulary": options["vocab_size"]}
+    return found | {"vocabulary": options["vocab_size"], "end": 3, "first_sentinel": 5, "num_sentinels": 199}
 
 
 def network_of(arguments: Mapping[str, Any], information: Mapping[str, Any], order: Sequence[str], tied: bool) -> FourM:

@@ -8,6 +8,7 @@ apple/ml-4m (Apache-2.0), `fourm/vq`; equal to it.
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -21,6 +22,8 @@ from transformer_zoo.layers.quantizers.memcodes import Memcodes
 from transformer_zoo.layers.quantizers.vector import CosineQuantizer
 from transformer_zoo.models.multimodal.fourm.embeddings import grid_table
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
+
+READS = ("pixels", "map", "classes", "features")
 
 Maps = Float[Array, "batch rows columns channels"]
 NewMaps = Float[Array, "batch new_rows new_columns new_channels"]
@@ -129,6 +132,8 @@ class FourMTokenizer(Tokenizer):
     """Images, or maps of features with patches of one place, to a grid of ids and back; sizes are the paper's.
 
     Attributes:
+        reads: 'pixels' in [-1, 1], 'map' (one value a place, without an axis of channels), 'classes' (a number a place,
+            of `channels` classes; it writes logits), or 'features' (a vector a place).
         image_size: rows and columns that it is made for; any multiple of the patch will do.
         patch_size: rows and columns of a patch.
         channels: of what it reads.
@@ -142,6 +147,7 @@ class FourMTokenizer(Tokenizer):
         remat, unroll, dtype: see `scan_blocks`.
     """
 
+    reads: str = "pixels"
     image_size: tuple[int, int] = (224, 224)
     patch_size: tuple[int, int] = (16, 16)
     channels: int = 3
@@ -164,7 +170,42 @@ class FourMTokenizer(Tokenizer):
     unroll: int = 1
     dtype: Any = None
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of ids."""
+        return grid_of(self.image_size, self.patch_size)
+
+    @property
+    def codebook_size(self) -> int:
+        """How many values an id has."""
+        return self.num_codes
+
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """Least and greatest value of the pixels that it takes and gives."""
+        return -1.0, 1.0
+
+    @property
+    def field(self) -> jax.ShapeDtypeStruct:
+        """What stands for one sample of the field that it reads, with a batch axis."""
+        shape = (1, *self.image_size) if self.reads in ("map", "classes") else (1, *self.input_shape)
+        return jax.ShapeDtypeStruct(shape, jnp.int32 if self.reads == "classes" else jnp.float32)
+
+    def channels_of(self, values: Array) -> Maps:
+        """A field's values as the network takes them."""
+        if self.reads == "classes":
+            return jax.nn.one_hot(values, self.channels)
+        return (values[..., None] if self.reads == "map" else values).astype(jnp.float32)
+
+    def values_of(self, written: NewMaps) -> Array:
+        """What the network writes as a field's values."""
+        if self.reads == "classes":
+            return jnp.argmax(written, axis=-1)
+        return written[..., 0] if self.reads == "map" else written
+
     def setup(self) -> None:
+        if self.reads not in READS:
+            raise ValueError(f"reads is {self.reads!r}, but must be one of {', '.join(READS)}")
         shared = dict(image_size=self.image_size, patch_size=self.patch_size, dtype=self.dtype)
         self.encoder = ViTEncoder(
             width=self.width,
