@@ -5,7 +5,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import flax.core
 import jax
+from ml_collections import ConfigDict
 
 from transformer_zoo import naming
 from transformer_zoo.data.pipeline import Data, checked, open_data
@@ -45,7 +47,7 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
     Args:
         config: a checked config.
         required: configs of the runs that `config.requires` names, by name; where the task has a field of such a
-            name, it gets that run's network.
+            name, it gets that run's network; a field `tokenizers` gets all others, by name.
 
     Raises:
         ValueError: a name or a value that does not fit, with the field and the nearest valid one.
@@ -95,16 +97,19 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
             raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")
         kind_of_sampling = typing.get_type_hints(task_class)["sampling"]
         given["sampling"] = naming.construct(kind_of_sampling, config.sampling, "sampling")
+    others = {}
     for name, other in required.items():
-        if name in fields:
+        if name in fields or "tokenizers" in fields:
             main = other.model if "name" in other.model else other.model.network
-            given[name] = build_network(main, dtype, f"requires.{name}")
+            (given if name in fields else others)[name] = build_network(main, dtype, f"requires.{name}")
+    if others:
+        given["tokenizers"] = flax.core.freeze(others)
     return naming.construct(task_class, options, "task", given)
 
 
 def build_network(options: naming.Options, dtype: str, where: str = "model") -> Any:
     """One network from its group in the config."""
-    options = dict(options)
+    options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
     name = options.pop("name")
     network = naming.load(network_path(name))
     return naming.construct(network, options, where.removesuffix(".network"), {"dtype": dtype})
