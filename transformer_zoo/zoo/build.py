@@ -26,6 +26,7 @@ EVALUATORS = {
     "nearest_neighbours": "transformer_zoo.evaluation.probes:NearestNeighbours",
     "few_shot": "transformer_zoo.evaluation.probes:FewShot",
     "scene_samples": "transformer_zoo.evaluation.scenes:SceneSamples",
+    "scene_stories": "transformer_zoo.evaluation.stories:SceneStories",
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
     "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
     "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
@@ -89,9 +90,9 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
     task_class = naming.load(known[kind])
     fields = {field.name: field for field in dataclasses.fields(task_class)}
     if required is None:
-        specs = {name: spec for name, spec in config.get("requires", {}).items() if name in fields}
-        needed = [name for name in specs if fields[name].default is dataclasses.MISSING]
-        required = {name: load_config(specs[name]) for name in needed}
+        optional = {name for name, field in fields.items() if field.default is not dataclasses.MISSING}
+        specs = {name: spec for name, spec in config.get("requires", {}).items() if name not in optional}
+        required = {name: load_config(spec) for name, spec in specs.items()}
     if "sampling" in config:
         if "sampling" not in fields:
             raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")
