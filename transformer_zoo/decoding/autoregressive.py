@@ -32,7 +32,7 @@ def decode_autoregressive(
 
     Args:
         logits: gives the logits of the next token and the cache with the tokens it was given; for layers a `KVCache`
-            each, see `layers.attention.empty_cache`.
+            each, see `layers.attention.empty_cache`. Its index is the plain number 0 for the prompt, then traced.
         prompt: at least one token a sample: a start token, a class, text.
         cache: for prompt and new tokens, empty.
         key: of all draws.
