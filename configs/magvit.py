@@ -108,16 +108,17 @@ def tokenizer_tiny(config, channels):
         num_frames=8,
         image_size=(32, 32),
         channels=channels,
-        width=16,
-        multipliers=(1, 2, 4),
-        temporal_downsample=(True, False),
+        patch=2,
+        width=32,
+        multipliers=(1, 2),
+        temporal_downsample=(True,),
         encoder_blocks=1,
         decoder_blocks=1,
         levels=(8, 5, 5, 5),
     )
-    recipes.few_steps(config, 300, batch_size=16)
+    recipes.few_steps(config, 600, batch_size=8)
     config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 100, "batch_size": 32})
+    config.eval.update({"every_steps": 200, "batch_size": 32})
     return config
 
 

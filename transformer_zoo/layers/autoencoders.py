@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer_zoo.layers.constraints import constrain_batch
@@ -69,6 +70,24 @@ def group_norm(kind: str, channels: int, name: str, dtype: Any, *, affine: bool 
     )
 
 
+def fold_pixels(
+    x: Float[Array, "*lead height width channels"], factor: int
+) -> Float[Array, "*lead rows columns folded"]:
+    """Squares of factor x factor pixels as one place each, their pixels (row, column, channel) as its channels."""
+    *lead, height, width, channels = x.shape
+    x = x.reshape(*lead, height // factor, factor, width // factor, factor, channels)
+    return jnp.swapaxes(x, -4, -3).reshape(*lead, height // factor, width // factor, factor**2 * channels)
+
+
+def unfold_pixels(
+    x: Float[Array, "*lead rows columns folded"], factor: int
+) -> Float[Array, "*lead height width channels"]:
+    """The inverse of `fold_pixels`."""
+    *lead, rows, columns, channels = x.shape
+    x = x.reshape(*lead, rows, columns, factor, factor, channels // factor**2)
+    return jnp.swapaxes(x, -4, -3).reshape(*lead, rows * factor, columns * factor, channels // factor**2)
+
+
 class ResidualBlock(nn.Module):
     """Norm, activation, convolution, twice, beside a shortcut that is a 1-wide convolution where channels change.
 
@@ -113,6 +132,8 @@ class ConvolutionalEncoder(nn.Module):
         temporal_downsample: for clips, whether time is halved after each level but the last.
         conv_downsample: levels end in 4-wide convolutions of stride 2 and not in means.
         causal: see `convolution`; levels end in 3-wide convolutions of stride 2.
+        patch: squares of so many pixels a side are folded into channels first, so that small runs skip the levels of
+            full size, which cost most.
         activation, norm, shortcut_from_output, dtype: see `ResidualBlock`.
         remat: 'none', or 'full', which recomputes blocks in the backward pass.
     """
@@ -124,6 +145,7 @@ class ConvolutionalEncoder(nn.Module):
     temporal_downsample: tuple[bool, ...] = ()
     conv_downsample: bool = False
     causal: bool = False
+    patch: int = 1
     activation: str = "swish"
     norm: str = "group"
     shortcut_from_output: bool = False
@@ -138,6 +160,7 @@ class ConvolutionalEncoder(nn.Module):
             step_factors(x.ndim - 2, self.temporal_downsample, step) for step in range(len(self.multipliers) - 1)
         ]
         blocks, halved = [], []
+        x = fold_pixels(x, self.patch)
         x = convolution(x, self.width, 3, "stem", use_bias=False, causal=self.causal, dtype=self.dtype)
         for level, multiplier in enumerate(self.multipliers):
             width = self.width * multiplier
@@ -175,6 +198,7 @@ class ConvolutionalDecoder(nn.Module):
     num_blocks: int
     channels: int
     temporal_downsample: tuple[bool, ...] = ()
+    patch: int = 1
     activation: str = "swish"
     norm: str = "group"
     shortcut_from_output: bool = False
@@ -200,7 +224,8 @@ class ConvolutionalDecoder(nn.Module):
                 x = upsample_nearest(x, step_factors(x.ndim - 2, self.temporal_downsample, level - 1))
                 x = convolution(x, width, 3, f"level{level}_up", dtype=self.dtype)
         x = ACTIVATIONS[self.activation](normalisation(self.norm, width, "norm", self.dtype)(x))
-        return convolution(x, self.channels, 3, "head", dtype=self.dtype), {"blocks": blocks}
+        x = convolution(x, self.channels * self.patch**2, 3, "head", dtype=self.dtype)
+        return unfold_pixels(x, self.patch), {"blocks": blocks}
 
 
 def step_factors(sides: int, temporal_downsample: Sequence[bool], step: int) -> tuple[int, ...]:

@@ -98,7 +98,8 @@ class Block(nn.Module):
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLP over the block's width, rounded to a whole number.
         activation, gated, use_bias: of the MLP, see `Mlp`.
-        qkv_bias, qk_norm, scale, attention: of the attention, see `Attention`; `attention` is its implementation.
+        qkv_bias, qk_norm, scale, causal, attention: of the attention, see `Attention`; `attention` is its
+            implementation.
         layer_scale: initial value of LayerScale on both branches; 0 leaves it out.
         norm_epsilon: of the LayerNorms.
         norm_bias: whether the LayerNorms have biases.
@@ -115,6 +116,7 @@ class Block(nn.Module):
     qkv_bias: bool = True
     qk_norm: bool = False
     scale: float | None = None
+    causal: bool = False
     attention: str = "auto"
     layer_scale: float = 0.0
     norm_epsilon: float = 1e-6
@@ -144,6 +146,7 @@ class Block(nn.Module):
             qk_norm=self.qk_norm,
             qk_norm_bias=self.norm_bias,
             scale=self.scale,
+            causal=self.causal,
             implementation=self.attention,
             dtype=self.dtype,
             name="attention",

@@ -223,7 +223,8 @@ class Reconstruction(Evaluator):
     `psnr` (dB) and `ssim` are means over samples, `object_psnr` over those that show an object, of its pixels alone;
     `mean_colour_psnr` and `mean_colour_object_psnr` are those of a picture that is all of its own mean colour.
     `perplexity` (exp of the entropy) and `usage` (share of codes that occur) are those of all ids together, means over
-    codebooks. `bits_per_pixel` is what the ids cost if all are as likely.
+    codebooks. `bits_per_pixel` is what the ids cost if all are as likely. Of clips `motion_error` is the squared error
+    of the differences between frames over that of a clip at rest: 0 is best, 1 is no motion at all.
     """
 
     task: Tokenization | None = None
@@ -243,6 +244,10 @@ class Reconstruction(Evaluator):
             shown[f"{name}psnr"] = psnr(errors.mean(axis=sides))
             of_objects = psnr((errors * inside).sum(axis=sides) / jnp.maximum(count, 1))
             shown[f"{name}object_psnr"] = jnp.where(count > 0, of_objects, 0.0)
+        if original.ndim == 5:
+            moves, kept = jnp.diff(original, axis=1), jnp.diff(found, axis=1)
+            shown["motion"] = jnp.square(moves).mean(axis=sides)
+            shown["lost_motion"] = jnp.square(moves - kept).mean(axis=sides)
         first = slice(task.num_pictures)
         return shown | {"ids": aux["ids"], "pictures": jnp.stack([original[first], found[first]], axis=1)}
 
@@ -268,6 +273,8 @@ class Reconstruction(Evaluator):
             if name.endswith(("psnr", "ssim")):
                 count = state["objects"] if "object" in name else state["count"]
                 means[name] = float(state[name] / max(count, 1))
+        if "motion" in state:
+            means["motion_error"] = float(state["lost_motion"] / max(state["motion"], 1e-9))
         usage = codebook_usage(state["codes"])
         ids = np.prod(network.grid) * network.num_codebooks
         bits = ids * np.log2(network.codebook_size) / np.prod(network.input_shape[:-1])

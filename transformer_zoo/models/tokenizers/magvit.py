@@ -30,7 +30,7 @@ class MAGVITTokenizer(ConvolutionalVQGAN):
         latent_width, num_codes: shape of the codebook.
         levels: of a `FiniteScalarQuantizer` that takes the codebook's place: small data trains it sooner.
         commitment_weight, entropy_weight, entropy_temperature, entropy_kind: see `VectorQuantizer`.
-        conv_downsample, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
+        conv_downsample, patch, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
     """
 
     num_frames: int = 16
@@ -49,6 +49,7 @@ class MAGVITTokenizer(ConvolutionalVQGAN):
     entropy_temperature: float = 0.01
     entropy_kind: str = "softmax"
     conv_downsample: bool = False
+    patch: int = 1
     activation: str = "swish"
     norm: str = "group"
     remat: str = "none"
@@ -58,7 +59,7 @@ class MAGVITTokenizer(ConvolutionalVQGAN):
     def grid(self) -> tuple[int, ...]:
         """Frames, rows and columns of the ids."""
         times = 2 ** sum(self.temporal_downsample)
-        sides = (-(-side // 2 ** (len(self.multipliers) - 1)) for side in self.image_size)
+        sides = (-(-side // (self.patch * 2 ** (len(self.multipliers) - 1))) for side in self.image_size)
         return (-(-self.num_frames // times), *sides)
 
     def setup(self) -> None:
@@ -70,6 +71,7 @@ class MAGVITTokenizer(ConvolutionalVQGAN):
         shared = dict(
             width=self.width,
             multipliers=self.multipliers,
+            patch=self.patch,
             temporal_downsample=self.temporal_downsample,
             activation=self.activation,
             norm=self.norm,

@@ -26,6 +26,7 @@ from transformer_zoo.layers.autoencoders import (
     group_norm,
     normalisation,
     step_factors,
+    unfold_pixels,
 )
 from transformer_zoo.layers.convolutions_3d import depth_to_space
 from transformer_zoo.layers.quantizers.scalar import LookupFreeQuantizer
@@ -76,6 +77,7 @@ class CausalDecoder(nn.Module):
     channels: int
     temporal_downsample: tuple[bool, ...]
     activation: str = "swish"
+    patch: int = 1
     norm: str = "group"
     causal: bool = True
     remat: str = "none"
@@ -105,7 +107,8 @@ class CausalDecoder(nn.Module):
                 x = to_places(x, factors)
                 found["upsamplers"].append(x)
         x = ACTIVATIONS[self.activation](normalisation(self.norm, width, "norm", self.dtype)(x))
-        return convolution(x, self.channels, 3, "head", **options), found
+        x = convolution(x, self.channels * self.patch**2, 3, "head", **options)
+        return unfold_pixels(x, self.patch), found
 
 
 def to_places(x: Map, factors: tuple[int, ...]) -> NewMap:
@@ -131,7 +134,7 @@ class MAGVIT2Tokenizer(Tokenizer):
         bits: of an id.
         entropy_weight, commitment_weight: see `LookupFreeQuantizer`.
         norm: 'group', or 'frame_group', see the head of this file.
-        remat, dtype: see `ConvolutionalEncoder`.
+        patch, remat, dtype: see `ConvolutionalEncoder`.
     """
 
     num_frames: int = 17
@@ -145,6 +148,7 @@ class MAGVIT2Tokenizer(Tokenizer):
     entropy_weight: float = 0.1
     commitment_weight: float = 0.25
     norm: str = "group"
+    patch: int = 1
     remat: str = "none"
     dtype: Any = None
 
@@ -161,7 +165,7 @@ class MAGVIT2Tokenizer(Tokenizer):
     @property
     def grid(self) -> tuple[int, ...]:
         """([frames,] rows, columns) of the ids."""
-        sides = (-(-side // 2 ** (len(self.multipliers) - 1)) for side in self.image_size)
+        sides = (-(-side // (self.patch * 2 ** (len(self.multipliers) - 1))) for side in self.image_size)
         frames = 1 + (self.num_frames - 1) // 2 ** sum(self.temporal_downsample)
         return (*((frames,) if self.num_frames else ()), *sides)
 
@@ -177,6 +181,7 @@ class MAGVIT2Tokenizer(Tokenizer):
         shared: dict[str, Any] = dict(
             width=self.width,
             multipliers=self.multipliers,
+            patch=self.patch,
             num_blocks=self.num_blocks,
             temporal_downsample=self.temporal_downsample,
             norm=self.norm,

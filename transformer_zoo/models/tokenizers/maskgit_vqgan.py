@@ -22,7 +22,7 @@ class MaskGITVQGAN(ConvolutionalVQGAN):
         latent_width, num_codes: shape of the codebook.
         levels: of a `FiniteScalarQuantizer` that takes the codebook's place: small data trains it sooner.
         commitment_weight, entropy_weight, entropy_temperature, entropy_kind: see `VectorQuantizer`.
-        conv_downsample, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
+        conv_downsample, patch, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
         shortcut_from_output: see `ResidualBlock`; the released weights need it.
     """
 
@@ -39,6 +39,7 @@ class MaskGITVQGAN(ConvolutionalVQGAN):
     entropy_temperature: float = 0.01
     entropy_kind: str = "softmax"
     conv_downsample: bool = False
+    patch: int = 1
     activation: str = "swish"
     norm: str = "group"
     shortcut_from_output: bool = True
@@ -48,12 +49,13 @@ class MaskGITVQGAN(ConvolutionalVQGAN):
     @property
     def grid(self) -> tuple[int, ...]:
         """Rows and columns of the ids."""
-        return tuple(-(-side // 2 ** (len(self.multipliers) - 1)) for side in self.image_size)
+        return tuple(-(-side // (self.patch * 2 ** (len(self.multipliers) - 1))) for side in self.image_size)
 
     def setup(self) -> None:
         shared = dict(
             width=self.width,
             multipliers=self.multipliers,
+            patch=self.patch,
             num_blocks=self.num_blocks,
             activation=self.activation,
             norm=self.norm,
