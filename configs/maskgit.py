@@ -5,7 +5,7 @@
 Trains `tokenizer_tiny` first where there is none. Shows samples with their captions in samples/, and what a checker
 reads from them beside what it reads from the tokenizer's reconstructions and what other captions would be given.
 `eval.py --sweep='sampling.steps=1,2,4,8,16;sampling.guidance_scale=1,2;sampling.choice_temperature=1,4.5'` judges one
-checkpoint at many settings.
+checkpoint at many settings. `raster_tiny` is the causal transformer of as many blocks that draws token by token.
 
 `I256`: the paper's transformer on the tokens of ImageNet-1k at 256 pixels, 300 epochs.
 
@@ -23,22 +23,22 @@ from transformer_zoo.training.config import base_config
 
 def get_config(variant="tiny"):
     config = base_config()
-    if variant == "tiny":
-        return tiny(config)
+    if variant in ("tiny", "raster_tiny"):
+        return tiny(config, raster=variant == "raster_tiny")
     if variant == "I256":
         return imagenet(config, variant)
     if variant == "tokenizer_tiny":
         return tokenizer_tiny(config)
     if variant == "tokenizer":
         return tokenizer(config, variant)
-    variants = ["tiny", *zoo.sizes("maskgit"), "tokenizer_tiny"]
+    variants = ["tiny", *zoo.sizes("maskgit"), "raster_tiny", "tokenizer_tiny"]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
-def tiny(config):
+def tiny(config, raster):
     recipes.caption_scenes(config, "configs/maskgit.py:tokenizer_tiny")
     config.model = zoo.model_config(
-        "maskgit",
+        "raster" if raster else "maskgit",
         grid=(8, 8),
         num_codes=1000,
         num_conditions=recipes.WORDS,
@@ -47,10 +47,11 @@ def tiny(config):
         depth=4,
         width=96,
         num_heads=3,
-        dropout_rate=0.0,
         unroll=4,
+        **({} if raster else {"dropout_rate": 0.0}),
     )
-    config.task = {"name": "masked_tokens", "condition": "caption", "condition_drop_rate": 0.1, "label_smoothing": 0.0}
+    config.task = {"name": "raster_tokens" if raster else "masked_tokens", "condition": "caption"}
+    config.task.update({"condition_drop_rate": 0.1, "label_smoothing": 0.0})
     config.sampling = {"steps": 8, "guidance_scale": 2.0, "choice_temperature": 2.0}
     recipes.few_steps(config, 1500, batch_size=32)
     config.eval.update({"every_steps": 500, "batch_size": 64})
