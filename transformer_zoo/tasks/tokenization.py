@@ -135,9 +135,32 @@ class Tokenization(Task):
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
         pixels = batch[self.field]
         reconstruction, aux, state = apply_network(self.network, variables, pixels, key=ctx.key, train=ctx.train)
+        return self.combine(variables, pixels, reconstruction, aux, state, ctx)
+
+    def combine(
+        self,
+        variables: Variables,
+        pixels: Pixels,
+        reconstruction: Pixels,
+        aux: dict[str, Any],
+        state: Tree,
+        ctx: Context,
+        pixel_scale: Array | float = 1.0,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The loss of `ctx.player` for a reconstruction; `aux` is what a tokenizer gives beside it.
+
+        Args:
+            variables: of all players.
+            pixels: the original.
+            reconstruction: of it.
+            aux: with 'losses', 'metrics' and 'ids'.
+            state: the new one.
+            ctx: of the step.
+            pixel_scale: of the pixel loss.
+        """
         if ctx.player == "discriminator":
             return self._discriminator_loss(variables, pixels, jax.lax.stop_gradient(reconstruction), ctx)
-        losses = {"pixel": self.pixel_errors(pixels, reconstruction).mean(), **aux["losses"]}
+        losses = {"pixel": pixel_scale * self.pixel_errors(pixels, reconstruction).mean(), **aux["losses"]}
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual_weight * self._feature_distance(variables, pixels, reconstruction)
         if self.discriminator is not None:

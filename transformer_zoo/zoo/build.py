@@ -30,6 +30,7 @@ EVALUATORS = {
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
     "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
     "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
+    "scene_frechet": "transformer_zoo.evaluation.frechet:SceneFrechet",
 }
 
 
