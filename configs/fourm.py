@@ -3,13 +3,13 @@
 from transformer_zoo import zoo
 from transformer_zoo.training.config import base_config
 
-FIELDS = ("image", "depth", "semseg", "caption", "det_seq")
+FIELDS = ("image", "depth", "semseg", "caption", "det_seq", "boxes", "obj", "program")
 
 # Of the tiny tokenizers: what they read, codes, steps.
 TOKENIZERS = {
-    "rgb": ({"reads": "pixels", "channels": 3, "num_codes": 384}, "image"),
-    "depth": ({"reads": "map", "channels": 1, "num_codes": 64}, "depth"),
-    "semseg": ({"reads": "classes", "channels": 8, "num_codes": 96}, "semseg"),
+    "rgb": ({"reads": "pixels", "channels": 3, "num_codes": 384}, "image", 1000),
+    "depth": ({"reads": "map", "channels": 1, "num_codes": 64}, "depth", 500),
+    "semseg": ({"reads": "classes", "channels": 8, "num_codes": 96}, "semseg", 500),
 }
 WORDS = {"kind": "sequence", "vocabulary": 256}
 
@@ -24,16 +24,16 @@ def get_config(variant="tiny"):
 
 
 def tokenizer_tiny(config, name):
-    options, field = TOKENIZERS[name]
+    options, field, steps = TOKENIZERS[name]
     config.model = zoo.model_config(
         "fourm_tokenizer",
         image_size=(32, 32),
         patch_size=(8, 8),
         depth=0,
-        width=192,
+        width=256,
         decoder_depth=1,
-        decoder_width=96,
-        decoder_num_heads=3,
+        decoder_width=192,
+        decoder_num_heads=4,
         latent_width=16,
         decay=0.95,
         unroll=1,
@@ -46,7 +46,7 @@ def tokenizer_tiny(config, name):
     config.task = {"name": "fourm_tokenization", "field": field, "object_weight": 4.0}
     if field == "image":
         config.evaluators = {"scenes": {"name": "scene_reading"}}
-    config.total_steps, config.batch_size = 1000, 64
+    config.total_steps, config.batch_size = steps, 64
     config.optimizer = {"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50, "b2": 0.99}
     config.optimizer.update({"clip_norm": 1.0, "weight_decay": 0.01})
     config.eval.update({"batch_size": 128})
@@ -78,7 +78,9 @@ def tiny(config):
         ),
         "num_inputs": 22,
         "num_targets": 16,
+        "evaluate": True,
     }
+    config.eval.update({"batch_size": 128})
     config.requires = {name: f"configs/fourm.py:tokenizer_tiny_{name}" for name in TOKENIZERS}
     config.init_from = tuple(
         {"requires": name, "table": (("(params|state)/model/(.*)", rf"frozen/{name}/\1/\2"),)} for name in TOKENIZERS

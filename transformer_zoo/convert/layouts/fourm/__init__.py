@@ -17,6 +17,6 @@ def example(network: Any) -> tuple[Any, ...]:
 
 def golden(config: Mapping[str, Any]) -> tuple[Any, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
     """The network of a golden file, and its run: all outputs by the reference's names."""
-    runs = {"model": model.golden, "qknorm": model.golden, "vit": model.golden_vit}
+    runs: dict[str, Any] = {"model": model.golden, "qknorm": model.golden, "vit": model.golden_vit}
     runs |= {"schedules": schedules.golden}
     return runs.get(config["part"], tokenizers.golden)(config)

@@ -54,10 +54,10 @@ class ViTStack(nn.Module):
         self, x: Float[Array, "batch tokens width"], grid: tuple[int, int]
     ) -> tuple[Float[Array, "batch tokens width"], Found]:
         """Tokens of `grid` row by row, and 'levels' [depth, batch, tokens, width]."""
-        table = resize_positions(grid_table(self.grid, x.shape[-1]), self.grid, grid, "bicubic_torch")
-        x = x + table.astype(x.dtype)
         levels = x[None]
-        if self.depth:
+        if self.depth:  # without blocks nothing looks at other places
+            table = resize_positions(grid_table(self.grid, x.shape[-1]), self.grid, grid, "bicubic_torch")
+            x = x + table.astype(x.dtype)
             block = Block(self.num_heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
             rates = drop_path_rates(0.0, self.depth)
             x, levels = scan_blocks(self, block, self.depth, x, rates, remat=self.remat, unroll=self.unroll)
