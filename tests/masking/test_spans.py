@@ -25,7 +25,7 @@ def by_hand(tokens, masked):
 
 def batch_of(masked, lengths, inputs, targets, seed=0):
     masked = np.asarray(masked, bool)
-    batch, length = masked.shape
+    length = masked.shape[1]
     ids = np.where(np.arange(length) < np.asarray(lengths)[:, None], 1 + np.arange(length), 0)
     arrays = (jnp.asarray(x) for x in (ids, lengths, masked, inputs, targets))
     found = spans.mask_spans(jax.random.key(seed), *arrays, FIRST)

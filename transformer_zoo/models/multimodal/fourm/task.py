@@ -36,7 +36,7 @@ class FourMTask(Task):
 
     Attributes:
         network: the transformer.
-        tokenizers: by the names that modalities give them; their runs are required by the config.
+        tokenizers: by the names that modalities give them; their runs are required by the config. Others are left out.
         mixture: components of the Dirichlet budgets, see `masking`.
         num_inputs, num_targets: tokens shown and asked for, and slots of encoder and decoder.
         fewest_inputs, fewest_targets: where above 0, their numbers are drawn for each sample from there to the above.
@@ -59,13 +59,15 @@ class FourMTask(Task):
     def __post_init__(self) -> None:
         frozen = tuple(flax.core.freeze(_plain(component)) for component in self.mixture)
         object.__setattr__(self, "mixture", frozen)
+        named = {modality.tokenizer for modality in self.modalities.values()}
+        mine = {name: network for name, network in self.tokenizers.items() if name in named}
+        object.__setattr__(self, "tokenizers", flax.core.freeze(mine))
         if self.loss_kind not in WEIGHTS:
             raise naming.unknown("task.loss_kind", self.loss_kind, WEIGHTS)
         for name, modality in self.modalities.items():
             if modality.tokenizer and modality.tokenizer not in self.tokenizers:
                 raise ValueError(
-                    f"model.modalities.{name} is tokenized by {modality.tokenizer!r}, which config.requires does not "
-                    f"name; it names {', '.join(self.tokenizers) or 'nothing'}"
+                    f"model.modalities.{name} has the tokenizer {modality.tokenizer!r}, which config.requires does not"
                 )
             if modality.tokenizer and self.tokenizers[modality.tokenizer].codebook_size > modality.vocabulary:
                 raise ValueError(
