@@ -39,13 +39,15 @@ def get_config(variant="tiny"):
         return tokenizer_tiny(config, name)
     if variant in zoo.sizes("fourm"):
         return pretrain(config, variant)
+    if variant == "finetune_tiny":
+        return finetune_tiny(config)
     if variant == "super_resolution_L":
         return super_resolution(config)
     if variant == "text_to_image_B":
         return text_to_image(config)
     if variant.removeprefix("finetune_") in FINETUNE:
         return finetune(config, variant.removeprefix("finetune_"))
-    variants = ["tiny", *zoo.sizes("fourm"), "super_resolution_L", "text_to_image_B"]
+    variants = ["tiny", *zoo.sizes("fourm"), "super_resolution_L", "text_to_image_B", "finetune_tiny"]
     variants += [f"finetune_{size}" for size in FINETUNE] + [f"tokenizer_tiny_{name}" for name in TOKENIZERS]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
@@ -93,7 +95,7 @@ def tiny(config):
             "tok_rgb": {**grid, "field": "image", "tokenizer": "rgb", "vocabulary": 384},
             "tok_depth": {**grid, "field": "depth", "tokenizer": "depth", "vocabulary": 64},
             "tok_semseg": {**grid, "field": "semseg", "tokenizer": "semseg", "vocabulary": 96},
-            "caption": {**WORDS, "length": 24},
+            "caption": {**WORDS, "length": 24, "field_length": 40},
         },
         depth=2,
         decoder_depth=2,
@@ -108,6 +110,7 @@ def tiny(config):
         "num_targets": 16,
         "evaluate": True,
     }
+    config.sampling = {"guidance_scale": 3.0, "temperature": 0.5, "scheme": "roar", "steps": 1, "by_classes": False}
     stands_on(config, {name: f"configs/fourm.py:tokenizer_tiny_{name}" for name in TOKENIZERS})
     scenes(config, ("image", "depth", "semseg", "caption", "boxes", "obj"))
     config.total_steps, config.batch_size = 1900, 64
@@ -187,6 +190,30 @@ def text_to_image(config):
     return config
 
 
+def finetune_tiny(config):
+    config.model = zoo.model_config(
+        "fourm_vit", image_size=(32, 32), patch_size=(8, 8), depth=2, width=96, num_heads=3, num_classes=3, unroll=2
+    )
+    config.task = {"name": "classification"}
+    scenes(config, ("image",))
+    config.data.options.update({"difficulty": "full", "label": "count"})
+    config.data.train_options = {"count": 600}
+    config.requires = {"pretrained": "configs/fourm.py:tiny"}
+    config.init_from = {"requires": "pretrained", "table": encoder_of("rgb")}
+    config.total_steps, config.batch_size = 200, 64
+    config.optimizer = {"name": "adamw", "learning_rate": 5e-4, "schedule": "cosine", "warmup_steps": 20}
+    config.optimizer.update({"weight_decay": 0.05, "layer_decay": 0.75})
+    return config
+
+
+def encoder_of(pixels):
+    return (
+        (f"params/model/input_embedding_{pixels}/patches/(.*)", r"params/model/patches/\1"),
+        (f"params/model/modality_embedding_{pixels}", "params/model/modality_embedding"),
+        ("params/model/encoder/(.*)", r"params/model/encoder/\1"),
+    )
+
+
 def finetune(config, size):
     epochs, layer_decay, drop_path_rate = FINETUNE[size]
     arguments = {
@@ -196,10 +223,7 @@ def finetune(config, size):
     config.task = {"name": "classification", "label_smoothing": 0.1, "mixup_alpha": 0.8, "cutmix_alpha": 1.0}
     recipes.imagenet(config, magnitude=9.0, erasing=0.25)
     config.requires = {"pretrained": f"configs/fourm.py:{size}"}
-    rows = [("params/model/input_embedding_rgb@224/patches/(.*)", r"params/model/patches/\1")]
-    rows += [("params/model/modality_embedding_rgb@224", "params/model/modality_embedding")]
-    rows += [("params/model/encoder/(.*)", r"params/model/encoder/\1")]
-    config.init_from = {"requires": "pretrained", "table": tuple(rows)}
+    config.init_from = {"requires": "pretrained", "table": encoder_of("rgb@224")}
     config.batch_size = 1024
     epoch = recipes.IMAGENET // config.batch_size
     config.total_steps = epochs * epoch
