@@ -276,3 +276,29 @@ def test_perfect_predictions_score_one_and_blind_ones_as_a_guess():
     assert found["rgb_to_semseg_miou"] == 1 and found["rgb_to_semseg_miou_marginal"] < 0.5
     assert found["rgb_to_depth_rmse"] == 0 and found["rgb_to_depth_rmse_ceiling"] == pytest.approx(0.5)
     assert found["rgb_to_depth_rmse_marginal"] == pytest.approx(np.sqrt(depth.var(axis=0).mean()))
+
+
+@pytest.mark.parametrize("targets", ["attention", "mlp", "all"])
+def test_lora_starts_as_the_network_and_fuses_into_it(targets):
+    task, adapted = task_of(), task_of(lora_rank=2, lora_targets=targets, lora_scale=0.5)
+    base = filled(task)
+    abstract = jax.eval_shape(adapted.init, jax.random.key(0))
+    lora = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), abstract.params["model"])
+    variables = abstract.replace(params={"model": lora}, frozen={"base": base.params["model"]})
+    assert jax.tree.structure(adapted.parameters(variables)) == jax.tree.structure(base.params["model"])
+    fused = adapted.parameters(variables)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(base.params["model"])))
+    if targets == "mlp":
+        return
+    qkv = lora["encoder"]["blocks"]["attention"]["qkv"]["kernel"]
+    assert qkv["down"].shape == (1, 8, 6) and qkv["up"].shape == (1, 6, 24)  # a bottleneck for each of three parts
+    rng = np.random.default_rng(0)
+    lora = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), lora)
+    kernel = adapted.parameters(variables.replace(params={"model": lora}))["encoder"]["blocks"]["attention"]["qkv"][
+        "kernel"
+    ]
+    pair = lora["encoder"]["blocks"]["attention"]["qkv"]["kernel"]
+    x = rng.normal(size=8).astype(np.float32)
+    whole = np.asarray(base.params["model"]["encoder"]["blocks"]["attention"]["qkv"]["kernel"][0])
+    wanted = np.einsum("d,dphk->phk", x, whole).ravel() + 0.5 * (x @ pair["down"][0]) @ pair["up"][0]
+    assert np.allclose(np.einsum("d,dphk->phk", x, kernel[0]).ravel(), wanted, atol=1e-4)

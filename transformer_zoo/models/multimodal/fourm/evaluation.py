@@ -103,7 +103,7 @@ class AnyToAny(Evaluator):
 
             def draw(scale: Array, chain: list[Target] = chain, key: Any = key) -> Array:
                 guided = [dataclasses.replace(target, guidance_scale=scale) for target in chain]
-                return generate(task.network, variables.params["model"], caption, guided, key)[self.picture].values
+                return generate(task.network, task.parameters(variables), caption, guided, key)[self.picture].values
 
             both = jax.lax.map(draw, jnp.asarray([how.guidance_scale, 1.0]))  # compiled once
             found |= {f"caption{name}": both[0], f"caption{name}_unguided": both[1]}
@@ -111,7 +111,7 @@ class AnyToAny(Evaluator):
 
     def predict_all(self, variables: Variables, known: Mapping[str, Tokens]) -> Found:
         """Every output's likeliest ids in one step, sequences read on; what is known is encoded once for all."""
-        network, params = self.task.network, variables.params["model"]
+        network, params = self.task.network, self.task.parameters(variables)
         context = encode(network, params, known)
         return {name: self.likeliest(params, context, known, name, one) for name, one in network.outputs.items()}
 
