@@ -99,7 +99,7 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
             raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")
         kind_of_sampling = typing.get_type_hints(task_class)["sampling"]
         given["sampling"] = naming.construct(kind_of_sampling, config.sampling, "sampling")
-    others = {}
+    others: dict[str, Any] = {}
     for name, other in required.items():
         if name in fields or "tokenizers" in fields:
             main = other.model if "name" in other.model else other.model.network

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformer_zoo.convert.layouts.fourm import model, schedules, tokenizers
+from transformer_zoo.convert.layouts.fourm import divae, model, schedules, tokenizers
 from transformer_zoo.models.multimodal.fourm.model import FourM
 from transformer_zoo.models.multimodal.fourm.vit import FourMViT
 
-LAYOUTS = {"reference": model.LAYOUT, "vit": model.VIT, **tokenizers.LAYOUTS}
+LAYOUTS = {"reference": model.LAYOUT, "vit": model.VIT, "divae": divae.LAYOUT, **tokenizers.LAYOUTS}
 
 
 def example(network: Any) -> tuple[Any, ...]:
@@ -17,6 +17,6 @@ def example(network: Any) -> tuple[Any, ...]:
 
 def golden(config: Mapping[str, Any]) -> tuple[Any, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
     """The network of a golden file, and its run: all outputs by the reference's names."""
-    runs = {"model": model.golden, "qknorm": model.golden, "vit": model.golden_vit}
-    runs |= {"schedules": schedules.golden}
+    runs: dict[str, Any] = {"model": model.golden, "qknorm": model.golden, "vit": model.golden_vit}
+    runs |= {"schedules": schedules.golden, "divae": divae.golden_divae}
     return runs.get(config["part"], tokenizers.golden)(config)

@@ -40,7 +40,7 @@ Names = Mapping[str, Any]  # of stored outputs, to their shapes
 KEYS = {"modality": "target_domain", "scheme": "scheme", "tokens": "num_tokens", "temperature": "temperature"}
 KEYS |= {"guidance_scale": "cfg_scale", "conditions": "cfg_cond_domains"}
 
-OF_TARGETS = ("autoregression_schemes", "decoding_steps", "token_decoding_schedules")
+OF_TARGETS: tuple[str, ...] = ("autoregression_schemes", "decoding_steps", "token_decoding_schedules")
 OF_TARGETS += ("temps", "temp_schedules", "cfg_scales")
 
 
@@ -58,7 +58,7 @@ def golden(config: Mapping[str, Any]) -> tuple[None, Callable[[Any, Inputs], Out
 
 def counts(names: Names) -> Outputs:
     """Tokens a step, for every 'KIND/STEPS_TOTAL' among the names."""
-    found = {}
+    found: Outputs = {}
     for name in names:
         kind, _, rest = name.partition("/")
         if kind in ("cosine", "linear"):
@@ -69,7 +69,7 @@ def counts(names: Names) -> Outputs:
 
 def heat(inputs: Inputs, names: Names) -> Outputs:
     """Temperatures, and schedules that begin in the middle."""
-    found = {}
+    found: Outputs = {}
     for key in _parts(inputs, "temp"):
         tokens, (first, least, power) = np.asarray(inputs[f"{key}/tokens"]), np.asarray(inputs[f"{key}/args"])
         kinds = {"linear": "linear", "onex": f"onex:{least}:{power}", "decreasing": f"falling:{least}"}
@@ -80,7 +80,7 @@ def heat(inputs: Inputs, names: Names) -> Outputs:
 
 def chains(inputs: Inputs, names: Names) -> Outputs:
     """Whole chains, as JSON."""
-    found = {}
+    found: Outputs = {}
     for key in _parts(inputs, "chain"):
         given = json.loads(str(inputs[f"{key}/json"]))
         targets = []
@@ -108,11 +108,12 @@ def chains(inputs: Inputs, names: Names) -> Outputs:
 
 def filters(inputs: Inputs, names: Names) -> Outputs:
     """Logits after top-k ('k4', 'kfrac0.3') and top-p ('p0.8')."""
-    found = {}
+    found: Outputs = {}
     for name in names:
         if not name.startswith("filter/"):
             continue
-        top_k, top_p = 0, 0.0
+        top_k: float = 0
+        top_p = 0.0
         for part in name.removeprefix("filter/").split("_"):
             if part.startswith("p"):
                 top_p = float(part[1:])
@@ -124,7 +125,7 @@ def filters(inputs: Inputs, names: Names) -> Outputs:
 
 def diffusion(inputs: Inputs, names: Names) -> Outputs:
     """Shares of signal, times, noising and single steps of DDIM with five steps."""
-    found = {}
+    found: Outputs = {}
     output, sample = (jnp.asarray(inputs[f"diffusion/{name}"]) for name in ("model_output", "sample"))
     for name in names:
         kind, *rest = name.removeprefix("diffusion/").split("/")
@@ -138,7 +139,7 @@ def diffusion(inputs: Inputs, names: Names) -> Outputs:
             signal = ddpm.signal_shares(zero_terminal=rest[1].endswith("1"))
             time = int(rest[2][1:])
             after = signal[time - 200] if time >= 200 else 1.0
-            found[name] = ddpm.ddim_step(output, sample, np.float32(signal[time]), np.float32(after), rest[0])
+            found[name] = ddpm.ddim_step(output, sample, float(signal[time]), float(after), rest[0])
         elif kind == "add_noise":
             noise, times = jnp.asarray(inputs["diffusion/noise"]), jnp.asarray(inputs["diffusion/add_noise_t"])
             found[name] = ddpm.add_noise(sample, noise, times, ddpm.signal_shares(zero_terminal=True))
@@ -160,7 +161,7 @@ def generation(inputs: Inputs, config: Mapping[str, Any]) -> Outputs:
         settings["target"],
         settings["conditioning"],
     )
-    found = {}
+    found: Outputs = {}
     for name, tokens in sampler.known.items():
         gone = emptied(network.all_modalities[name], tokens) if name in sampler.conditions else tokens
         found |= stored(name, network.all_modalities[name], gone, name in sampler.conditions)

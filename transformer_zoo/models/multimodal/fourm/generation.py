@@ -6,6 +6,7 @@ from which conditions are taken away. What is encoded does not change while a se
 to another that is predicted from the same, so `encode` is called once there.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ class Pass(NamedTuple):
 def encode(network: FourM, params: Tree, known: Known) -> Encoded:
     """Encodes all known tokens."""
     slots = sum(_most(network.all_modalities[name], tokens) for name, tokens in known.items())
-    seen = network.apply({"params": params}, known, slots, method="choose_inputs")
+    seen: Any = network.apply({"params": params}, known, slots, method="choose_inputs")
     encoded, _ = network.apply({"params": params}, seen, method="encode")
     return Encoded(seen, encoded)
 
@@ -54,9 +55,10 @@ def predict(
 ) -> tuple[Float[Array, "batch slots ids"], Slots]:
     """Logits of one modality's targets, and which they are; `slots` 0 means as many as there are places."""
     slots = slots or tokens.targets.shape[1]
-    asked = network.apply({"params": params}, {name: tokens}, slots, method="choose_targets")
+    asked: Any = network.apply({"params": params}, {name: tokens}, slots, method="choose_targets")
     decoded, _ = network.apply({"params": params}, asked, *context[::-1], method="decode")
-    return network.apply({"params": params}, name, decoded, method="logits"), asked
+    values: Any = network.apply({"params": params}, name, decoded, method="logits")
+    return values, asked
 
 
 def emptied(modality: Modality, tokens: Tokens) -> Tokens:
@@ -84,7 +86,7 @@ def guided_passes(network: FourM, known: Known, conditions: Sequence[str], scale
     if isinstance(scale, Mapping):
         found = [Pass(without([one for one in conditions if one != name]), weight) for name, weight in scale.items()]
         return [*found, Pass(without(conditions), 1 - sum(scale.values()))]
-    if scale == 1:
+    if isinstance(scale, int | float) and scale == 1:
         return [Pass(known, 1.0)]
     return [Pass(known, scale), Pass(without(conditions), 1 - scale)]
 
@@ -251,8 +253,11 @@ def generate(
         The known modalities and the generated ones.
     """
     found = dict(known)
-    conditions = list(known if conditions is None else conditions)
+    conditions, made = list(known if conditions is None else conditions), list[str]()
     for number, target in enumerate(targets):
+        if isinstance(target.guidance_scale, Mapping):
+            weights = {**dict.fromkeys(made, 1.0), **target.guidance_scale}
+            target = dataclasses.replace(target, guidance_scale=weights)
         modality, one = network.all_modalities[target.modality], jax.random.fold_in(key, number)
         if modality.kind == "sequence":
             spoken = read_on(network, params, found, target, one, conditions)
@@ -261,6 +266,7 @@ def generate(
             found[target.modality] = fill_grid(network, params, found, target, one, conditions)
         if grow:
             conditions.append(target.modality)
+            made.append(target.modality)
     return found
 
 

@@ -45,6 +45,7 @@ class Modality:
         patch_size: rows and columns of a patch of pixels.
         channels: of pixels.
         length: most ids of a sequence, its end included, or most embeddings.
+        field_length: of a sequence as the field holds it, where that is more; what is past `length` is cut off.
         decoder_length: a target's later places count as the first one; 0 means `length`.
         max_positions: rows of a sequence's table of positions.
         width: channels of an embedding.
@@ -66,6 +67,7 @@ class Modality:
     patch_size: tuple[int, int] = (16, 16)
     channels: int = 3
     length: int = 0
+    field_length: int = 0
     decoder_length: int = 0
     max_positions: int = 512
     width: int = 0
@@ -170,5 +172,8 @@ def read_values(name: str, modality: Modality, batch: Batch) -> Array:
 
 
 def abstract_values(modality: Modality, batch: int) -> jax.ShapeDtypeStruct:
-    """What stands for a modality's unmasked values."""
-    return jax.ShapeDtypeStruct(modality.shape(batch), modality.dtype)
+    """What stands for a modality's unmasked values, as a field holds them."""
+    shape = modality.shape(batch)
+    if modality.kind == "sequence":
+        shape = (batch, modality.field_length or modality.length)
+    return jax.ShapeDtypeStruct(shape, modality.dtype)

@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -237,6 +238,21 @@ class FourM(nn.Module):
     def logits(self, name: str, decoded: Float[Array, "batch targets width"]) -> Float[Array, "batch targets ids"]:
         """Logits of one modality's ids."""
         return self.output_embeddings[name].logits(decoded)
+
+    def layer_numbers(self, params: Any) -> Any:
+        """Layer number of every parameter: 0 embeddings, the encoder's blocks, the decoder's, then the rest."""
+        last = self.depth + self.decoder_depth
+
+        def number(path: tuple[Any, ...], leaf: Any) -> Any:
+            name = "/".join(str(entry.key) for entry in path)
+            if name.startswith(("encoder/blocks", "decoder/blocks")):
+                first = 1 if name.startswith("encoder") else 1 + self.depth
+                return first + jnp.arange(len(leaf))
+            if name.startswith(("encoder/norm", "context")):
+                return self.depth + 1
+            return 0 if name.startswith(("input_", "modality_", "registers", "mask_token")) else last + 1
+
+        return jax.tree_util.tree_map_with_path(number, params)
 
     def number(self, name: str) -> int:
         """The number by which `Slots.modality` means a modality."""

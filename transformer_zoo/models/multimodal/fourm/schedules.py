@@ -67,8 +67,8 @@ def token_counts(kind: str, steps: int, total: int) -> Counts:
         shares = [0.5 * (1 + math.cos(math.pi * i / steps)) for i in range(steps)]
         counts = [round(total * (before - after)) for before, after in itertools.pairwise(shares)]
         return np.array([*counts, total - sum(counts)])
-    counts = np.sort(np.diff(np.linspace(0, total, steps + 1, dtype=int)))[::-1]
-    return np.trim_zeros(counts, "b")
+    even = np.sort(np.diff(np.linspace(0, total, steps + 1, dtype=int)))[::-1]
+    return even[even > 0]
 
 
 def continued(counts: Counts, known: int) -> Counts:

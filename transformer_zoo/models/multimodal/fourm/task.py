@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from transformer_zoo import naming
+from transformer_zoo.layers.lora import fuse, lora_parameters
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens
 from transformer_zoo.models.multimodal.fourm.evaluation import AnyToAny, Sampling
 from transformer_zoo.models.multimodal.fourm.masking import Mixture, mask_batch, read_mixture
@@ -36,11 +37,13 @@ class FourMTask(Task):
 
     Attributes:
         network: the transformer.
-        tokenizers: by the names that modalities give them; their runs are required by the config.
+        tokenizers: by the names that modalities give them; their runs are required by the config. Others are left out.
         mixture: components of the Dirichlet budgets, see `masking`.
         num_inputs, num_targets: tokens shown and asked for, and slots of encoder and decoder.
         fewest_inputs, fewest_targets: where above 0, their numbers are drawn for each sample from there to the above.
         loss_kind: 'modality' (the paper's), 'token' or 'logit', see `objective`.
+        lora_rank: above 0 only LoRA's matrices are trained, on top of `frozen/base`, another run's network.
+        lora_targets, lora_scale: see `layers.lora`.
         evaluate: whether scenes are evaluated from any to any, see `AnyToAny`.
         sampling: how that generates.
     """
@@ -53,19 +56,24 @@ class FourMTask(Task):
     fewest_inputs: int = 0
     fewest_targets: int = 0
     loss_kind: str = "modality"
+    lora_rank: int = 0
+    lora_targets: str = "attention"
+    lora_scale: float = 1.0
     evaluate: bool = False
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         frozen = tuple(flax.core.freeze(_plain(component)) for component in self.mixture)
         object.__setattr__(self, "mixture", frozen)
+        named = {modality.tokenizer for modality in self.modalities.values()}
+        mine = {name: network for name, network in self.tokenizers.items() if name in named}
+        object.__setattr__(self, "tokenizers", flax.core.freeze(mine))
         if self.loss_kind not in WEIGHTS:
             raise naming.unknown("task.loss_kind", self.loss_kind, WEIGHTS)
         for name, modality in self.modalities.items():
             if modality.tokenizer and modality.tokenizer not in self.tokenizers:
                 raise ValueError(
-                    f"model.modalities.{name} is tokenized by {modality.tokenizer!r}, which config.requires does not "
-                    f"name; it names {', '.join(self.tokenizers) or 'nothing'}"
+                    f"model.modalities.{name} has the tokenizer {modality.tokenizer!r}, which config.requires does not"
                 )
             if modality.tokenizer and self.tokenizers[modality.tokenizer].codebook_size > modality.vocabulary:
                 raise ValueError(
@@ -108,12 +116,23 @@ class FourMTask(Task):
                 )
 
     def init(self, key: Key[Array, ""]) -> Variables:
-        params = self.network.init(key, self._example())["params"]
+        def network(key: Key[Array, ""]) -> Tree:
+            return self.network.init(key, self._example())["params"]
+
         frozen = {
             name: frozen_network(network, jnp.zeros((1, *network.input_shape)))
             for name, network in self.tokenizers.items()
         }
-        return Variables(params={"model": params}, frozen=frozen)
+        if not self.lora_rank:
+            return Variables(params={"model": network(key)}, frozen=frozen)
+        base = jax.eval_shape(network, key)
+        adapted = lora_parameters(key, base, self.lora_rank, self.lora_targets)
+        return Variables(params={"model": adapted}, frozen={**frozen, "base": base})
+
+    def parameters(self, variables: Variables) -> Tree:
+        """The network's parameters, with LoRA's fused into them where those are what is trained."""
+        trained = variables.params["model"]
+        return fuse(variables.frozen["base"], trained, self.lora_scale) if self.lora_rank else trained
 
     def _example(self) -> dict[str, Tokens]:
         values = {name: jnp.zeros(modality.shape(1), modality.dtype) for name, modality in self.modalities.items()}
@@ -159,7 +178,7 @@ class FourMTask(Task):
         tokens = self.mask(mask_key, self.values(variables, batch))
         order = jax.random.permutation(order_key, len(self.network.outputs))
         logits, aux = self.network.apply(
-            {"params": variables.params["model"]},
+            {"params": self.parameters(variables)},
             tokens,
             self.num_inputs,
             self.num_targets,

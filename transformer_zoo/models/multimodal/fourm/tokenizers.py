@@ -54,10 +54,10 @@ class ViTStack(nn.Module):
         self, x: Float[Array, "batch tokens width"], grid: tuple[int, int]
     ) -> tuple[Float[Array, "batch tokens width"], Found]:
         """Tokens of `grid` row by row, and 'levels' [depth, batch, tokens, width]."""
-        table = resize_positions(grid_table(self.grid, x.shape[-1]), self.grid, grid, "bicubic_torch")
-        x = x + table.astype(x.dtype)
         levels = x[None]
-        if self.depth:
+        if self.depth:  # without blocks nothing looks at other places
+            table = resize_positions(grid_table(self.grid, x.shape[-1]), self.grid, grid, "bicubic_torch")
+            x = x + table.astype(x.dtype)
             block = Block(self.num_heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
             rates = drop_path_rates(0.0, self.depth)
             x, levels = scan_blocks(self, block, self.depth, x, rates, remat=self.remat, unroll=self.unroll)
@@ -134,6 +134,7 @@ class FourMTokenizer(Tokenizer):
     Attributes:
         reads: 'pixels' in [-1, 1], 'map' (one value a place, without an axis of channels), 'classes' (a number a place,
             of `channels` classes; it writes logits), or 'features' (a vector a place).
+        offset, scale: of a map, whose values become (value - offset) / scale for the network.
         image_size: rows and columns that it is made for; any multiple of the patch will do.
         patch_size: rows and columns of a patch.
         channels: of what it reads.
@@ -148,6 +149,8 @@ class FourMTokenizer(Tokenizer):
     """
 
     reads: str = "pixels"
+    offset: float = 0.0
+    scale: float = 1.0
     image_size: tuple[int, int] = (224, 224)
     patch_size: tuple[int, int] = (16, 16)
     channels: int = 3
@@ -195,13 +198,15 @@ class FourMTokenizer(Tokenizer):
         """A field's values as the network takes them."""
         if self.reads == "classes":
             return jax.nn.one_hot(values, self.channels)
-        return (values[..., None] if self.reads == "map" else values).astype(jnp.float32)
+        if self.reads == "map":
+            return ((values - self.offset) / self.scale)[..., None].astype(jnp.float32)
+        return values.astype(jnp.float32)
 
     def values_of(self, written: NewMaps) -> Array:
         """What the network writes as a field's values."""
         if self.reads == "classes":
             return jnp.argmax(written, axis=-1)
-        return written[..., 0] if self.reads == "map" else written
+        return written[..., 0] * self.scale + self.offset if self.reads == "map" else written
 
     def setup(self) -> None:
         if self.reads not in READS:
