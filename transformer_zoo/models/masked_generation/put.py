@@ -46,7 +46,7 @@ class UQTransformer(nn.Module):
         attention, remat, unroll, dtype: see `Block` and `scan_blocks`.
     """
 
-    grid: tuple[int, int] = (32, 32)
+    grid: tuple[int, ...] = (32, 32)
     feature_width: int = 256
     num_codes: int = 512
     depth: int = 30
