@@ -5,6 +5,11 @@ Every function changes a config in place; a paper's config says what it does oth
 
 from typing import Any
 
+from transformer_zoo.data.scenes import grammar
+
+# Captions of easy scenes: ids of words, the most words of one, and the word that stands for no caption.
+WORDS, CAPTION_LENGTH, NULL_WORD = grammar.VOCABULARY_SIZE, 24, grammar.NULL
+
 IMAGENET = 1_281_167  # training images
 
 
@@ -110,6 +115,20 @@ def vqgan(
     config.optimizer = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "b1": 0.0, "b2": 0.99}
     config.ema = {"decay": 0.999}
     config.checkpoint.every_steps = config.eval.every_steps = 5000
+
+
+def caption_scenes(config: Any, tokenizer: str, frames: int = 0, *, label: str = "", low: float = 0.0) -> None:
+    """Easy scenes of 32 x 32 pixels with captions, or clips of so many `frames`, for a generator on a tokenizer's ids.
+
+    The checker reads its samples; pixels lie in [low, 1].
+    """
+    options: dict[str, Any] = {"side": 32, "difficulty": "easy", "fields": ("video" if frames else "image", "caption")}
+    options |= {"frames": frames} if frames else {}
+    config.data.update({"source": f"scenes:{'clip' if frames else 'still'}"})
+    config.data.options = options | ({"label": label} if label else {})
+    config.data.transforms = (("scale", {"low": low, "high": 1.0}), ("shorten", {"length": CAPTION_LENGTH}))
+    config.evaluators = {"samples": {"name": "scene_samples"}}
+    frozen_tokenizer(config, tokenizer)
 
 
 def frozen_tokenizer(config: Any, spec: str, *, averaged: bool = False) -> None:

@@ -13,6 +13,7 @@ from transformer_zoo.layers.quantizers.vector import VectorQuantizer
 Pixels = Float[Array, "batch *sides channels"]
 Latents = Float[Array, "batch *grid width"]
 TokenIds = Int[Array, "batch *grid"]  # and a last axis of codebooks where there are several
+Decoded = Float[Array, "batch *sides out_channels"]  # pixels, or logits of what each pixel is
 
 
 class Tokenizer(nn.Module):
@@ -66,7 +67,7 @@ class Tokenizer(nn.Module):
         """Pixels of ids."""
         return self.decode(self.quantizer.lookup(ids))[0]
 
-    def __call__(self, pixels: Pixels, *, train: bool = False) -> tuple[Pixels, dict[str, Any]]:
+    def __call__(self, pixels: Pixels, *, train: bool = False) -> tuple[Decoded, dict[str, Any]]:
         """The reconstruction, and 'ids', 'quantized', 'losses', 'metrics' (see `Quantized`), 'latents' and more."""
         codes, aux = self.encode(pixels, train=train)
         decoded, more = self.decode(codes.values)
