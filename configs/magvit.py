@@ -47,7 +47,7 @@ def get_config(variant="tiny"):
     if variant in zoo.sizes("magvit") and not variant.startswith("tokenizer_"):
         return generator(config, variant)
     if variant == "tokenizer_tiny":
-        recipes.tokenizer_scenes(config, 8)
+        recipes.tokenizer_scenes(config, 8, object_weight=8.0)
         return tokenizer_tiny(config, channels=3)
     if variant == "tokenizer_tiny_digits":
         recipes.tokenizer_digits(config, 8)
@@ -109,14 +109,14 @@ def tokenizer_tiny(config, channels):
         image_size=(32, 32),
         channels=channels,
         patch=2,
-        width=32,
+        width=24,
         multipliers=(1, 2),
         temporal_downsample=(True,),
         encoder_blocks=1,
         decoder_blocks=1,
         levels=(8, 5, 5, 5),
     )
-    recipes.few_steps(config, 600, batch_size=8)
+    recipes.few_steps(config, 700, batch_size=8)
     config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
     config.eval.update({"every_steps": 200, "batch_size": 32})
     return config

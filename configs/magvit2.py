@@ -19,7 +19,7 @@ from transformer_zoo.training.config import base_config
 def get_config(variant="tiny"):
     config = base_config()
     if variant == "tiny":
-        recipes.tokenizer_scenes(config, 9, low=-1.0)
+        recipes.tokenizer_scenes(config, 9, low=-1.0, object_weight=8.0)
         return tiny(config, channels=3)
     if variant == "tiny_digits":
         recipes.tokenizer_digits(config, 9, low=-1.0)
@@ -47,14 +47,14 @@ def tiny(config, channels):
         image_size=(32, 32),
         channels=channels,
         patch=2,
-        width=32,
+        width=24,
         multipliers=(1, 2),
         temporal_downsample=(True,),
         num_blocks=1,
         bits=10,
         norm="frame_group",
     )
-    recipes.few_steps(config, 600, batch_size=8)
+    recipes.few_steps(config, 700, batch_size=8)
     config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
     config.eval.update({"every_steps": 200, "batch_size": 32})
     return config
