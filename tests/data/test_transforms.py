@@ -80,9 +80,11 @@ def test_every_transform_leaves_its_batch_and_other_fields_alone():
     video = {"video": noise(4, 5, 12, 12, 3)}
     before = {name: values.copy() for name, values in (batch | video).items()}
     options = {"resize": {"size": 5}, "resize_short_side": {"size": 5}, "sample_frames": {"frames": 2}}
-    options |= {"centre_crop": {"size": 5}, "random_resized_crop": {"size": 5}}
+    options |= {"centre_crop": {"size": 5}, "random_resized_crop": {"size": 5}, "shorten": {"length": 3}}
     for name in transforms.TRANSFORMS:
         given = video if name == "sample_frames" else batch
+        if name == "shorten":
+            given = batch | {"caption": np.tile([1, 2, 0, 0], (4, 1))}
         if name == "random_erasing":
             given = {"image": batch["image"].astype(np.float32)}
         ((_, step),) = transforms.chain([(name, options.get(name, {}))])

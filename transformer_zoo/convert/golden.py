@@ -4,7 +4,8 @@ A paper's `layouts/SLUG.py` gives `golden(config)`: the network, and run(variabl
 the names of the file. Every stored output and gradient must be among them. Among the inputs are, as 'param/NAME', the
 reference's fixed tables. The file's `config` says what was run:
 `paper`, `arguments` of the reference's constructor, `settings`, and `accuracy`, how far the reference itself moves; to
-them `inputs` is added, the shapes of the inputs by name, for networks whose parameters depend on them.
+them `inputs` and `outputs` are added, the shapes of both by name, for networks whose parameters or number of tokens
+depend on them.
 """
 
 import dataclasses
@@ -26,6 +27,9 @@ from transformer_zoo.convert.table import Constant, Rule, Table, export_arrays, 
 TOLERANCE = 1e-4  # of an array's largest value, or of
 SMALLEST = 1e-3
 MARGIN = 10  # times the reference's own inaccuracy, where that is larger than the tolerance
+
+# Settings that name parameters of the reference which no output depends on.
+IDLE_PARAMETERS = ("params_not_reaching_the_outputs", "params_without_effect")
 
 # How `config.accuracy` states the reference's own inaccuracy by output, and whether it is a share of the largest value.
 ACCURACIES = {
@@ -77,6 +81,11 @@ def read(file: str | Path) -> Golden:
         if kind not in kinds:
             raise ValueError(f"{file} holds {name!r}, which is none of {', '.join(kinds)}")
         kinds[kind][rest] = array
+    source = re.search(r"\S+\.npz", str(config.get("settings", {}).get("weights_from", "")))
+    if source:  # a run of several small steps, whose network stands in another file
+        other = read(Path(file).parent / source[0])
+        config["weights"] = other.config
+        kinds["in"] |= {f"weights/{name}": array for name, array in other.params.items()}
     return Golden(config, kinds["param"], kinds["in"], kinds["out"], kinds["grad"])
 
 
@@ -126,7 +135,9 @@ def build(golden: Golden) -> Network:
         ValueError: a paper without a golden run, or parameters that do not fit the network.
     """
     shapes = {name: array.shape for name, array in golden.inputs.items()}
-    paper, config = golden.config["paper"], json.dumps(golden.config | {"inputs": shapes}, sort_keys=True)
+    given = {name: array.shape for name, array in golden.outputs.items()}
+    paper = golden.config["paper"]
+    config = json.dumps(golden.config | {"inputs": shapes, "outputs": given}, sort_keys=True)
     if not hasattr(paper_layouts(paper), "golden"):
         raise ValueError(f"there is no golden run of {paper!r}")
     module, run = _run(config, bool(golden.gradients))
@@ -134,7 +145,8 @@ def build(golden: Golden) -> Network:
         return Network((), {}, run)
     chosen = layout(paper, detect(paper, golden.params))
     table, abstract = chosen.table(module), abstract_variables(paper, module)
-    idle = [re.escape(name) for name in golden.config["settings"].get("params_not_reaching_the_outputs", ())]
+    settings = golden.config["settings"]
+    idle = [re.escape(name) for kind in IDLE_PARAMETERS for name in settings.get(kind, ())]
     arrays = import_arrays(table, golden.params, flatten(abstract), prefixes=chosen.prefixes, allow_unplaced=idle)
     return Network(table, unflatten(arrays, abstract), run)
 
@@ -161,13 +173,13 @@ def _run(config: str, gradients: bool) -> tuple[Any, Any]:
 
 def compute(golden: Golden, network: Network) -> dict[str, np.ndarray]:
     """What our network gives in float32: 'out/name' and 'grad/name', in the reference's names and shapes."""
-    inputs = {name: array for name, array in golden.inputs.items() if array.dtype.kind in "biuf"}
+    inputs = {name: array for name, array in golden.inputs.items() if array.dtype.kind in "biuf" or not golden.params}
     fixed = [rule.theirs for rule in network.table if isinstance(rule, Constant)]
     inputs |= {f"param/{name}": golden.params[name] for name in fixed if name in golden.params}
     with jax.default_matmul_precision("highest"):
-        outputs, gradients = jax.device_get(network.run(network.variables, inputs))
+        outputs, gradients = network.run(network.variables, inputs)
     rules = [rule for rule in network.table if isinstance(rule, Rule)]
-    theirs = export_arrays(rules, flatten({"params": gradients}))
+    theirs = export_arrays(rules, flatten({"params": jax.device_get(gradients)}))
     found = {f"out/{name}": np.asarray(array) for name, array in outputs.items()}
     return found | {f"grad/{name}": array for name, array in theirs.items()}
 

@@ -20,3 +20,22 @@ def side_by_side(views: Sequence[np.ndarray], border: int = 1) -> np.ndarray:
     gap = np.full((*views[0].shape[:2], border, 3), 255, np.uint8)
     parts = [part for view in views for part in (view, gap)][:-1]
     return np.concatenate(parts, axis=2)
+
+
+def captioned(images: np.ndarray, captions: Sequence[str], side: int = 128, lines: int = 4) -> np.ndarray:
+    """Pictures uint8 [count, height, width, 3], enlarged to about `side` pixels, each above its caption."""
+    import textwrap  # only where there is something to look at, like Pillow
+
+    from PIL import Image, ImageDraw
+
+    scale = max(1, side // images.shape[1])
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, _ = large.shape
+    tiles = np.full((count, height + 11 * lines, width, 3), 255, np.uint8)
+    tiles[:, :height] = large
+    for tile, caption in zip(tiles, captions):
+        picture = Image.fromarray(tile)
+        text = "\n".join(textwrap.wrap(caption, width // 6)[:lines])
+        ImageDraw.Draw(picture).multiline_text((1, height), text, fill=(0, 0, 0), spacing=0)
+        tile[:] = np.asarray(picture)
+    return tiles

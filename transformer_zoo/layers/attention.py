@@ -218,6 +218,7 @@ class Attention(nn.Module):
         out_bias: whether the output projection has one.
         qk_norm: whether queries and keys are normalised over the head axis, before `rope`.
         qk_norm_kind: 'layer' or 'rms'.
+        qk_norm_bias: whether LayerNorms of queries and keys have biases.
         scale: of the logits; None means head_dim^-0.5.
         causal, window, implementation: see `attend`.
         dtype: of the computation; parameters and the softmax stay float32.
@@ -229,6 +230,7 @@ class Attention(nn.Module):
     out_bias: bool = True
     qk_norm: bool = False
     qk_norm_kind: str = "layer"
+    qk_norm_bias: bool = True
     scale: float | None = None
     causal: bool = False
     window: Window | None = None
@@ -283,8 +285,8 @@ class Attention(nn.Module):
             (query,) = HeadProjection(1, name="q", **shared)(x)
             key, value = HeadProjection(2, name="kv", **shared)(context)
         if self.qk_norm and self.qk_norm_kind == "layer":
-            query = layer_norm(dtype=self.dtype, name="q_norm")(query)
-            key = layer_norm(dtype=self.dtype, name="k_norm")(key)
+            query = layer_norm(dtype=self.dtype, name="q_norm", use_bias=self.qk_norm_bias)(query)
+            key = layer_norm(dtype=self.dtype, name="k_norm", use_bias=self.qk_norm_bias)(key)
         elif self.qk_norm:
             query = nn.RMSNorm(dtype=self.dtype, name="q_norm")(query)
             key = nn.RMSNorm(dtype=self.dtype, name="k_norm")(key)

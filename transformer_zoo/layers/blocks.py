@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from transformer_zoo.layers.attention import Attention
 from transformer_zoo.layers.constraints import constrain_batch
@@ -98,9 +98,11 @@ class Block(nn.Module):
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLP over the block's width, rounded to a whole number.
         activation, gated, use_bias: of the MLP, see `Mlp`.
-        qkv_bias, qk_norm, scale, attention: of the attention, see `Attention`; `attention` is its implementation.
+        qkv_bias, qk_norm, scale, causal, attention: of the attention, see `Attention`; `attention` is its
+            implementation.
         layer_scale: initial value of LayerScale on both branches; 0 leaves it out.
         norm_epsilon: of the LayerNorms.
+        norm_bias: whether the LayerNorms have biases.
         dropout_rate: of both branches.
         train: whether dropout and drop path apply.
         dtype: of the computation.
@@ -114,16 +116,22 @@ class Block(nn.Module):
     qkv_bias: bool = True
     qk_norm: bool = False
     scale: float | None = None
+    causal: bool = False
     attention: str = "auto"
     layer_scale: float = 0.0
     norm_epsilon: float = 1e-6
+    norm_bias: bool = True
     dropout_rate: float = 0.0
     train: bool = False
     dtype: Any = None
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens width"], drop_path_rate: Float[Array, ""] | float = 0.0, rope: Any = None
+        self,
+        x: Float[Array, "batch tokens width"],
+        drop_path_rate: Float[Array, ""] | float = 0.0,
+        rope: Any = None,
+        mask: Bool[Array, "#batch #heads #tokens tokens"] | None = None,
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
         def branch(y: Array, name: str) -> Array:
             if self.layer_scale:
@@ -136,11 +144,13 @@ class Block(nn.Module):
             qkv_bias=self.qkv_bias,
             out_bias=self.use_bias,
             qk_norm=self.qk_norm,
+            qk_norm_bias=self.norm_bias,
             scale=self.scale,
+            causal=self.causal,
             implementation=self.attention,
             dtype=self.dtype,
             name="attention",
-        )(layer_norm(self.norm_epsilon, self.dtype, "norm1")(x), rope=rope)
+        )(layer_norm(self.norm_epsilon, self.dtype, "norm1", use_bias=self.norm_bias)(x), rope=rope, mask=mask)
         x = x + branch(nn.Dropout(self.dropout_rate, deterministic=not self.train)(y), "attention")
         y = Mlp(
             round(self.mlp_ratio * x.shape[-1]),
@@ -151,6 +161,73 @@ class Block(nn.Module):
             train=self.train,
             dtype=self.dtype,
             name="mlp",
-        )(layer_norm(self.norm_epsilon, self.dtype, "norm2")(x))
+        )(layer_norm(self.norm_epsilon, self.dtype, "norm2", use_bias=self.norm_bias)(x))
         x = x + branch(y, "mlp")
+        return x, x
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention to a context, and MLP, each on a residual branch of its own.
+
+    Attributes:
+        num_heads: attention heads, of both attentions.
+        mlp_ratio, activation, gated, use_bias, norm_epsilon, norm_bias, dtype: see `Block`.
+        qk_norm, attention: of both attentions, see `Block`.
+        train: whether drop path applies.
+    """
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    gated: bool = False
+    use_bias: bool = True
+    qk_norm: bool = False
+    attention: str = "auto"
+    norm_epsilon: float = 1e-6
+    norm_bias: bool = True
+    train: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens width"],
+        drop_path_rate: Float[Array, ""] | float,
+        context: Float[Array, "batch keys context_width"],
+        mask: Bool[Array, "#batch #heads #tokens tokens"] | None = None,
+        context_mask: Bool[Array, "#batch #heads #tokens keys"] | None = None,
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
+        """Hands on x; masks are True where a query may see a key."""
+
+        def norm(name: str) -> nn.LayerNorm:
+            return layer_norm(self.norm_epsilon, self.dtype, name, use_bias=self.norm_bias)
+
+        def attention(name: str) -> Attention:
+            return Attention(
+                self.num_heads,
+                qkv_bias=self.use_bias,
+                out_bias=self.use_bias,
+                qk_norm=self.qk_norm,
+                qk_norm_bias=self.norm_bias,
+                implementation=self.attention,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        def branch(y: Any, name: str) -> Array:
+            return DropPath(self.train, name=f"{name}_drop")(y, drop_path_rate)
+
+        x = constrain_batch(x)
+        x = x + branch(attention("attention")(norm("norm1")(x), mask=mask), "attention")
+        y = attention("cross_attention")(norm("query_norm")(x), norm("context_norm")(context), mask=context_mask)
+        x = x + branch(y, "cross_attention")
+        mlp = Mlp(
+            round(self.mlp_ratio * x.shape[-1]),
+            activation=self.activation,
+            gated=self.gated,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            name="mlp",
+        )
+        x = x + branch(mlp(norm("norm2")(x)), "mlp")
         return x, x

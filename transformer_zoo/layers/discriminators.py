@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transformer_zoo.layers.autoencoders import Map, NewMap, convolution
+from transformer_zoo.layers.autoencoders import Map, NewMap, convolution, normalisation
 from transformer_zoo.layers.constraints import constrain_batch
 from transformer_zoo.layers.convolutions_3d import average_pool
 
@@ -64,3 +64,36 @@ class StyleGANDiscriminator(nn.Module):
         x = leaky_relu(hidden(x.reshape(x.shape[0], -1)))
         logits = nn.Dense(1, kernel_init=XAVIER, dtype=self.dtype, name="head")(x)
         return logits[:, 0].astype(jnp.float32), {"blocks": blocks}
+
+
+class PatchDiscriminator(nn.Module):
+    """A logit for every patch of the input (pix2pix, Isola et al. 2017, arXiv 1611.07004, appendix 6.1.2).
+
+    GroupNorm takes the place of batch normalisation: no sample's logit may depend on another's.
+
+    Attributes:
+        width: channels after the first convolution; they double with each, up to 8 times.
+        num_layers: convolutions that halve all sides.
+        dtype: of the computation.
+    """
+
+    width: int = 64
+    num_layers: int = 3
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Map) -> tuple[Float[Array, "batch *patches"], dict[str, Any]]:
+        """Logits, larger for what looks real, and the outputs of the 'blocks'."""
+        init = nn.initializers.normal(0.02)
+        blocks = []
+        for number in range(self.num_layers + 1):
+            width = self.width * min(2**number, 8)
+            strides = (2 if number < self.num_layers else 1,) * (x.ndim - 2)
+            options = dict(strides=strides, use_bias=number == 0, kernel_init=init, dtype=self.dtype)
+            x = convolution(constrain_batch(x), width, 4, f"block{number}", **options)
+            if number:
+                x = normalisation("group", width, f"norm{number}", self.dtype)(x)
+            x = leaky_relu(x)
+            blocks.append(x)
+        logits = convolution(x, 1, 4, "head", kernel_init=init, dtype=self.dtype)
+        return logits[..., 0].astype(jnp.float32), {"blocks": blocks}

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def layer_norm(epsilon: float = 1e-6, dtype: Any = None, name: str | None = None, affine: bool = True) -> nn.LayerNorm:
+def layer_norm(
+    epsilon: float = 1e-6, dtype: Any = None, name: str | None = None, affine: bool = True, use_bias: bool = True
+) -> nn.LayerNorm:
     """LayerNorm over the last axis with the two-pass variance, which stays equal to torch's for large means."""
-    return nn.LayerNorm(epsilon, dtype=dtype, name=name, use_fast_variance=False, use_bias=affine, use_scale=affine)
+    return nn.LayerNorm(
+        epsilon, dtype=dtype, name=name, use_fast_variance=False, use_bias=affine and use_bias, use_scale=affine
+    )
 
 
 class LayerScale(nn.Module):

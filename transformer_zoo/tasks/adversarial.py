@@ -22,3 +22,21 @@ def r1_penalty(discriminator: Callable[[Array], Array], real: Float[Array, "batc
     """
     gradient = jax.grad(lambda pixels: discriminator(pixels).sum())(real)
     return jnp.square(gradient).reshape(real.shape[0], -1).sum(axis=-1).mean()
+
+
+def hinge(real: Float[Array, "*real"], fake: Float[Array, "*fake"]) -> tuple[Scalar, Scalar]:
+    """Losses of the generator and of the discriminator (Lim and Ye 2017, arXiv 1705.02894, section 3)."""
+    return -fake.mean(), jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()
+
+
+LOSSES = {"non_saturating": non_saturating, "hinge": hinge}
+
+
+def lecam_penalty(
+    real: Float[Array, "*real"], fake: Float[Array, "*fake"], real_average: Scalar, fake_average: Scalar
+) -> Scalar:
+    """LeCAM regularisation (Tseng et al. 2021, arXiv 2104.03310, equation 4, one-sided as its code has it).
+
+    `real_average` and `fake_average` are moving averages of the discriminator's mean logits.
+    """
+    return jnp.square(jax.nn.relu(real - fake_average)).mean() + jnp.square(jax.nn.relu(real_average - fake)).mean()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Key
 
 from transformer_zoo.task import Tree, Variables
@@ -33,3 +34,14 @@ def apply_network(
     (output, aux), new = network.apply(given, *inputs, train=train, rngs=rngs, mutable=mutable)
     state = {**variables.state, player: new} if mutable else variables.state
     return output, aux, state
+
+
+def frozen_network(network: nn.Module, *inputs: Any) -> Tree:
+    """What stands in `Variables.frozen` for a network of another run until the loop fills it; see `apply_frozen`."""
+    params, state = jax.eval_shape(lambda key: init_network(network, key, *inputs), jax.random.key(0))
+    return {"params": params, "state": state}
+
+
+def apply_frozen(network: nn.Module, frozen: Tree, *inputs: Any, **options: Any) -> Any:
+    """Calls a network of another run; `options` go to `apply`, such as `method`."""
+    return network.apply({"params": frozen["params"], **frozen["state"]}, *inputs, **options)

@@ -14,7 +14,7 @@ from transformer_zoo.evaluation.sweeps import write_sweep
 from transformer_zoo.task import Context
 from transformer_zoo.training import checkpoints as store
 from transformer_zoo.training import sharding
-from transformer_zoo.training.config import override
+from transformer_zoo.training.config import load_config, override
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.loop import evaluation_variables, make_optimizers, player_configs
 from transformer_zoo.training.reporting import append_line, write_samples
@@ -54,7 +54,7 @@ def evaluate(config: Any, workdir: Path, build: Build, step: int | None = None, 
     path = store.newest_intact(workdir / "checkpoints", step)
     meta = store.read_meta(path)
     try:
-        built = build(config)
+        built = build(config, {name: load_config(spec) for name, spec in config.get("requires", {}).items()})
     except ValueError as error:
         raise UserError(f"config: {error}") from error
     task = built.task

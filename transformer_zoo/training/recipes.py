@@ -5,6 +5,11 @@ Every function changes a config in place; a paper's config says what it does oth
 
 from typing import Any
 
+from transformer_zoo.data.scenes import grammar
+
+# Captions of easy scenes: ids of words, the most words of one, and the word that stands for no caption.
+WORDS, CAPTION_LENGTH, NULL_WORD = grammar.VOCABULARY_SIZE, 24, grammar.NULL
+
 IMAGENET = 1_281_167  # training images
 
 
@@ -20,6 +25,123 @@ def easy_scenes(config: Any, label: str, total_steps: int = 500) -> None:
     options = {"side": 32, "difficulty": "easy", "label": label, "fields": ("image",), "count": 0}
     config.data.update({"source": "scenes:still", "options": options})
     few_steps(config, total_steps, batch_size=64)
+
+
+def tokenizer_scenes(config: Any, frames: int = 0, *, low: float = 0.0, object_weight: float = 4.0) -> None:
+    """Easy scenes of 32 x 32 pixels for a tokenizer: stills, or clips of so many `frames` (8, 9, 16, 17).
+
+    The checker reads them; pixels lie in [low, 1].
+    """
+    field = "video" if frames else "image"
+    options = {"side": 32, "difficulty": "easy", "fields": (field, "program")}
+    config.data.update({"source": f"scenes:{'clip' if frames else 'still'}"})
+    config.data.options = options | ({"frames": frames} if frames else {})
+    config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
+    config.task = {"name": "tokenization", "field": field, "object_weight": object_weight}
+    config.evaluators = {"scenes": {"name": "scene_reading"}}
+
+
+def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weight: float = 8.0) -> None:
+    """Moving digits of 32 x 32 pixels and one channel for a tokenizer of clips; a classifier reads them."""
+    config.data.update({"source": "moving_digits", "options": {"frames": frames, "side": 32}})
+    config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
+    config.task = {"name": "tokenization", "field": "video", "object_weight": object_weight}
+    config.evaluators = {"digits": {"name": "digit_reading"}}
+
+
+def imagenet_pixels(config: Any, *, size: int, low: float = 0.0) -> None:
+    """ImageNet-1k as tokenizers take it: pixels in [low, 1]; else as `imagenet`."""
+    imagenet(config, size=size)
+    for chain in ("transforms", "eval_transforms"):
+        steps = [step for step in config.data[chain] if step[0] != "normalise"]
+        config.data[chain] = (*steps, ("scale", {"low": low, "high": 1.0}))
+
+
+def clips(config: Any, *, frames: int, size: int, stride: int = 1, low: float = 0.0) -> None:
+    """A folder of clips: so many frames of random crops, in evaluation of the middle, pixels in [low, 1]."""
+    config.data.source, config.data.options = "folder:clips", {"kind": "clips"}
+    sample, scale = {"frames": frames, "stride": stride}, ("scale", {"low": low, "high": 1.0})
+    config.data.transforms = (
+        ("decode", {}),
+        ("sample_frames", sample),
+        ("random_resized_crop", {"size": size, "scale": (0.5, 1.0)}),
+        scale,
+    )
+    config.data.eval_transforms = (
+        ("decode", {}),
+        ("sample_frames", sample | {"random": False}),
+        ("centre_crop", {"size": size}),
+        scale,
+    )
+
+
+def vqgan(
+    config: Any,
+    *,
+    total_steps: int,
+    discriminator: Any,
+    batch_size: int = 256,
+    field: str = "image",
+    perceptual: str = "configs/vit.py:B16",
+) -> None:
+    """How Google's VQGANs train: L2, features, a non-saturating discriminator with R1, and moving averages.
+
+    The reference compares the logits of a ResNet; here those of the network that the config `perceptual` trains.
+
+    Args:
+        config: whose `model` is the tokenizer alone; becomes two networks.
+        total_steps: of both players.
+        discriminator: its group in `config.model`.
+        batch_size: samples a step.
+        field: of the batch.
+        perceptual: config of a classifier of images of the same size.
+    """
+    tokenizer = config.model
+    config.model = type(tokenizer)({"network": tokenizer, "discriminator": discriminator})
+    config.task = {
+        "name": "tokenization",
+        "field": field,
+        "perceptual_weight": 0.1,
+        "perceptual_mean": (0.485, 0.456, 0.406),
+        "perceptual_std": (0.229, 0.224, 0.225),
+        "adversarial_loss": "non_saturating",
+        "adversarial_weight": 0.1,
+        "r1_weight": 10.0,
+    }
+    config.requires = {"perceptual": perceptual}
+    row = ("params/model/(.*)", r"frozen/perceptual/params/\1")
+    config.init_from = {"requires": "perceptual", "table": (row,)}
+    config.total_steps, config.batch_size = total_steps, batch_size
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "b1": 0.0, "b2": 0.99}
+    config.ema = {"decay": 0.999}
+    config.checkpoint.every_steps = config.eval.every_steps = 5000
+
+
+def caption_scenes(config: Any, tokenizer: str, frames: int = 0, *, label: str = "", low: float = 0.0) -> None:
+    """Easy scenes of 32 x 32 pixels with captions, or clips of so many `frames`, for a generator on a tokenizer's ids.
+
+    The checker reads its samples; pixels lie in [low, 1].
+    """
+    options: dict[str, Any] = {"side": 32, "difficulty": "easy", "fields": ("video" if frames else "image", "caption")}
+    options |= {"frames": frames} if frames else {}
+    config.data.update({"source": f"scenes:{'clip' if frames else 'still'}"})
+    config.data.options = options | ({"label": label} if label else {})
+    config.data.transforms = (("scale", {"low": low, "high": 1.0}), ("shorten", {"length": CAPTION_LENGTH}))
+    config.evaluators = {"samples": {"name": "scene_samples"}}
+    frozen_tokenizer(config, tokenizer)
+
+
+def frozen_tokenizer(config: Any, spec: str, *, averaged: bool = False) -> None:
+    """Stands a run on the tokenizer that the config `spec` trains.
+
+    Its task gets the network as its field `tokenizer`, and the arrays as `variables.frozen["tokenizer"]` (see
+    `tasks.networks`). `averaged` takes the moving averages of the parameters, of a run that keeps them.
+    """
+    config.requires = {"tokenizer": spec}
+    row = ("(params|state)/model/(.*)", r"frozen/tokenizer/\1/\2")
+    if averaged:
+        row = ("ema/model/(.*)", r"frozen/tokenizer/params/\1")
+    config.init_from = {"requires": "tokenizer", "table": (row,)}
 
 
 def few_steps(config: Any, total_steps: int, batch_size: int = 128) -> None:

@@ -22,7 +22,7 @@ LARGE = 65536  # elements; a larger leaf that stays whole on a mesh that asked f
 RULES = (
     (r"/(qkv|kv|q)/kernel$", ("fsdp", None, "tensor", None)),
     (r"/(qkv|kv|q)/bias$", (None, "tensor", None)),
-    (r"/attention/out/kernel$", ("tensor", None, "fsdp")),
+    (r"attention/out/kernel$", ("tensor", None, "fsdp")),
     (r"/mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
     (r"/mlp/(up|gate)/bias$", ("tensor",)),
     (r"/mlp/down/kernel$", ("tensor", "fsdp")),

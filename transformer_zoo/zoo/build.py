@@ -1,25 +1,36 @@
 """From a config to the objects that the loop takes."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
+import flax.core
 import jax
+from ml_collections import ConfigDict
 
 from transformer_zoo import naming
 from transformer_zoo.data.pipeline import Data, checked, open_data
 from transformer_zoo.task import Evaluator, Task
-from transformer_zoo.zoo.index import paper, papers
+from transformer_zoo.training.config import load_config
+from transformer_zoo.zoo.index import network_path, papers
 
 TASKS = {
     "classification": "transformer_zoo.tasks.classification:Classification",
     "masked_pixels": "transformer_zoo.tasks.masked_pixels:MaskedPixels",
+    "masked_tokens": "transformer_zoo.tasks.masked_tokens:MaskedTokens",
+    "tokenization": "transformer_zoo.tasks.tokenization:Tokenization",
 }
 EVALUATORS = {
     "linear_probe": "transformer_zoo.evaluation.probes:LinearProbe",
     "nearest_neighbours": "transformer_zoo.evaluation.probes:NearestNeighbours",
     "few_shot": "transformer_zoo.evaluation.probes:FewShot",
+    "scene_samples": "transformer_zoo.evaluation.scenes:SceneSamples",
+    "scene_stories": "transformer_zoo.evaluation.stories:SceneStories",
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
+    "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
+    "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
+    "scene_frechet": "transformer_zoo.evaluation.frechet:SceneFrechet",
 }
 
 
@@ -38,7 +49,7 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
     Args:
         config: a checked config.
         required: configs of the runs that `config.requires` names, by name; where the task has a field of such a
-            name, it gets that run's network.
+            name, it gets that run's network; a field `tokenizers` gets all others, by name.
 
     Raises:
         ValueError: a name or a value that does not fit, with the field and the nearest valid one.
@@ -64,7 +75,11 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
 
 
 def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
-    """The task alone: what can be initialised, counted and planned without data."""
+    """The task alone: what can be initialised, counted and planned without data.
+
+    Without `required` the configs of `config.requires` are read, whether their runs exist or not, for networks that the
+    task cannot do without. A group `config.sampling` becomes the task's field of that name.
+    """
     dtype = compute_dtype(config.dtype)
     networks = {"network": config.model} if "name" in config.model else dict(config.model)
     given = {field: build_network(options, dtype, f"model.{field}") for field, options in networks.items()}
@@ -74,18 +89,31 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
     if kind not in known:
         raise naming.unknown("task.name", kind, known)
     task_class = naming.load(known[kind])
-    fields = {field.name for field in dataclasses.fields(task_class)}
-    for name, other in (required or {}).items():
-        if name in fields:
-            given[name] = build_network(other.model, dtype, f"requires.{name}")
+    fields = {field.name: field for field in dataclasses.fields(task_class)}
+    if required is None:
+        optional = {name for name, field in fields.items() if field.default is not dataclasses.MISSING}
+        specs = {name: spec for name, spec in config.get("requires", {}).items() if name not in optional}
+        required = {name: load_config(spec) for name, spec in specs.items()}
+    if "sampling" in config:
+        if "sampling" not in fields:
+            raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")
+        kind_of_sampling = typing.get_type_hints(task_class)["sampling"]
+        given["sampling"] = naming.construct(kind_of_sampling, config.sampling, "sampling")
+    others: dict[str, Any] = {}
+    for name, other in required.items():
+        if name in fields or "tokenizers" in fields:
+            main = other.model if "name" in other.model else other.model.network
+            (given if name in fields else others)[name] = build_network(main, dtype, f"requires.{name}")
+    if others:
+        given["tokenizers"] = flax.core.freeze(others)
     return naming.construct(task_class, options, "task", given)
 
 
 def build_network(options: naming.Options, dtype: str, where: str = "model") -> Any:
     """One network from its group in the config."""
-    options = dict(options)
+    options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
     name = options.pop("name")
-    network = naming.load(paper(name)["network"])
+    network = naming.load(network_path(name))
     return naming.construct(network, options, where.removesuffix(".network"), {"dtype": dtype})
 
 

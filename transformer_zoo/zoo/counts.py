@@ -44,6 +44,8 @@ def forward_macs(task: Task, variables: Variables) -> int:
 def recount(key: str) -> dict[str, dict[str, int]]:
     """`parameters` and `macs` of every published size of a paper, by variant, as its config builds it.
 
+    Parameters are those of the player 'model': a discriminator that it trains against is no part of it.
+
     Raises:
         UserError: the paper's config lacks a size.
     """
@@ -51,7 +53,8 @@ def recount(key: str) -> dict[str, dict[str, int]]:
     for size in sizes(key):
         task = build_task(load_config(f"{paper(key)['config']}:{size}"))
         variables = abstract_variables(task)
-        found[size] = {"parameters": num_parameters(variables), "macs": forward_macs(task, variables)}
+        own = variables.replace(params={"model": variables.params["model"]})
+        found[size] = {"parameters": num_parameters(own), "macs": forward_macs(task, variables)}
     return found
 
 

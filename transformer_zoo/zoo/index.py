@@ -2,7 +2,8 @@
 
 A file holds the paper's names (`key`, `title`, `arxiv`, `family`, `status`, ...), where its network stands (`network`,
 'package.module:Class'), its own tasks if it has any, and a table of published sizes: the network's arguments beside the
-published figures and those that `python -m transformer_zoo.zoo --recount` computes.
+published figures and those that `python -m transformer_zoo.zoo --recount` computes. A paper of several networks names
+the others in `networks`, and a size of one of them says so in its field `network`.
 """
 
 import functools
@@ -13,6 +14,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from transformer_zoo import naming
+
+# Networks that are no paper's own, by the name that a config gives.
+NETWORKS = {
+    "stylegan_discriminator": "transformer_zoo.layers.discriminators:StyleGANDiscriminator",
+    "patch_discriminator": "transformer_zoo.layers.discriminators:PatchDiscriminator",
+}
 
 
 @functools.cache
@@ -33,8 +40,20 @@ def paper(key: str) -> dict[str, Any]:
     return papers()[key]
 
 
+def network_path(name: str) -> str:
+    """'package.module:Class' of a network by its name in a config: a paper's key, or the name of a further network.
+
+    Raises:
+        ValueError: no such name; the nearest is given.
+    """
+    known = NETWORKS | {name: path for entry in papers().values() for name, path in entry.get("networks", {}).items()}
+    if name not in known and name not in papers():
+        raise naming.unknown("paper", name, [*papers(), *known])
+    return known[name] if name in known else papers()[name]["network"]
+
+
 def sizes(key: str) -> dict[str, dict[str, Any]]:
-    """The published sizes of a paper's network, by variant."""
+    """The published sizes of a paper's networks, by variant."""
     return paper(key)["sizes"]
 
 
@@ -45,12 +64,20 @@ def arguments(key: str, size: str) -> dict[str, Any]:
     return dict(sizes(key)[size]["arguments"])
 
 
+def network_name(key: str, size: str = "") -> str:
+    """The name in configs of the network that a size is one of."""
+    return sizes(key)[size].get("network", key) if size else key
+
+
 def model_config(key: str, size: str = "", **options: Any) -> ConfigDict:
-    """`config.model` for a paper's network: its name, the arguments of `size`, and `options` over them."""
-    paper(key)
+    """`config.model` for a paper's network: its name, the arguments of `size`, and `options` over them.
+
+    `key` is a paper's, or without a size the name of any network.
+    """
+    network_path(key)
     values = (arguments(key, size) if size else {}) | options
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return ConfigDict({"name": key} | values)
+    return ConfigDict({"name": network_name(key, size)} | values)
 
 
 def create(key: str, size: str = "", **options: Any) -> Any:
@@ -63,4 +90,4 @@ def create(key: str, size: str = "", **options: Any) -> Any:
         ValueError: an unknown paper, size or field (the nearest is named), or a value of the wrong type.
     """
     values = (arguments(key, size) if size else {}) | options
-    return naming.construct(naming.load(paper(key)["network"]), values, f"{key}")
+    return naming.construct(naming.load(network_path(network_name(key, size))), values, f"{key}")

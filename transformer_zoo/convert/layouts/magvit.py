@@ -1,10 +1,12 @@
 """The layouts of MAGVIT's reference code, flax names joined by '/', and its golden runs."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from transformer_zoo import naming
@@ -19,8 +21,11 @@ from transformer_zoo.convert.layouts.maskgit import (
 )
 from transformer_zoo.convert.table import Arrays, Rule, Table
 from transformer_zoo.layers.discriminators import StyleGANDiscriminator
+from transformer_zoo.masking.regions import condition_clip, region
+from transformer_zoo.models.masked_generation.magvit import LABEL_SMOOTHING, MASK, commit
 from transformer_zoo.models.tokenizers.magvit import MAGVITTokenizer
 from transformer_zoo.tasks.adversarial import non_saturating, r1_penalty
+from transformer_zoo.tasks.masked_tokens import token_loss
 
 R1_COST = 10.0
 
@@ -113,12 +118,74 @@ MORE = {
 }
 
 
-def golden(config: Mapping[str, Any]) -> tuple[Players, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
+OTHER_MODES_TASK = "frame_prediction"  # on which golden files hold the condition modes beside COMMIT
+
+
+def commit_outputs(variables: Any, inputs: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What golden files hold of COMMIT: conditions, masked inputs, weights and where decoding starts, by task."""
+    given = config["arguments"]
+    inputs = {name: jnp.asarray(array) for name, array in inputs.items()}
+    ids, condition, scores = inputs["tokens"], inputs["cond_tokens"], inputs["mask_score"]
+    outputs: dict[str, Any] = {}
+
+    def masked(name: str, ratio: Any, mode: str = "commit", whole: bool = True) -> dict[str, Any]:
+        tokens = latent_region(name)[None]
+        return commit(ids, condition, jnp.asarray(tokens), scores, ratio, MASK, mode, whole)
+
+    def latent_region(name: str) -> np.ndarray:
+        return region(name, ids.shape[1:], given.get(name, {}).get("cond_latent_frames", 1))
+
+    for name in given["tasks"]:
+        frames = given.get(name, {}).get("cond_frames", 1)
+        video = inputs["video"]
+        if name != "full_generation":
+            pixels = region(name, video.shape[1:4], frames)[None]
+            outputs |= {
+                f"{name}/cond_video": condition_clip(video, name, frames),
+                f"{name}/video_mask": np.broadcast_to(pixels, video.shape[:4]).astype(np.int8),
+                f"{name}/latent_mask": np.broadcast_to(latent_region(name)[None], ids.shape).astype(np.int8),
+            }
+        for number, ratio in enumerate(inputs["mask_ratio"]):
+            found = masked(name, ratio)
+            outputs |= {
+                f"{name}/masked_inputs_{number}": found["shown"].astype(np.int16),
+                f"{name}/uncond_masked_inputs_{number}": found["unconditional"].astype(np.int16),
+                f"{name}/segment_ids_{number}": found["conditions"].astype(np.int16),
+                f"{name}/weights_{number}": found["weights"].astype(np.int8),
+            }
+            if f"{name}/token_loss" in config["outputs"] and number == 0:
+                smoothing = LABEL_SMOOTHING
+                outputs[f"{name}/token_loss"] = token_loss(inputs["logits"], ids, found["weights"], smoothing)
+        start = masked(name, 1.0, whole=False)
+        outputs |= {
+            f"{name}/decode_start": start["shown"].astype(np.int16),
+            f"{name}/decode_unknown": start["weights"].astype(np.int8),
+        }
+    return outputs | other_modes(config, masked, inputs["mask_ratio"])
+
+
+def other_modes(config: Mapping[str, Any], masked: Callable[..., Any], ratios: Any) -> dict[str, Any]:
+    """The two condition modes that COMMIT is compared with."""
+    outputs: dict[str, Any] = {}
+    for theirs, ours in (("input_to_input", "fixed"), ("cond_to_cond", "fixed_condition")):
+        if f"mode_{theirs}/weights" in config["outputs"]:
+            found = masked(OTHER_MODES_TASK, ratios[0], ours)
+            outputs |= {
+                f"mode_{theirs}/masked_inputs": found["shown"].astype(np.int16),
+                f"mode_{theirs}/weights": found["weights"].astype(np.int8),
+                f"mode_{theirs}/targets": found["targets"].astype(np.int16),
+            }
+    return outputs
+
+
+def golden(config: Mapping[str, Any]) -> tuple[Any, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
     """Tokenizer and discriminator of a golden file, and their run: all outputs by the reference's names.
 
     Raises:
         ValueError: an architecture that is not '3dcnn'.
     """
+    if config["part"] == "commit":
+        return None, functools.partial(commit_outputs, config=config)
     given = config["arguments"]
     if given["vqvae"].get("architecture", "3dcnn") != "3dcnn":
         raise ValueError(f"architecture is {given['vqvae']['architecture']!r}, but only '3dcnn' has a counterpart")

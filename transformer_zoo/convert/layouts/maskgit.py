@@ -1,9 +1,12 @@
-"""The layout of MaskGIT's reference code, flax names joined by '/', and its golden runs."""
+"""The layouts of MaskGIT's reference code, flax names joined by '/', and its golden runs."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +14,38 @@ import numpy as np
 from transformer_zoo import naming
 from transformer_zoo.convert.golden import golden_arguments
 from transformer_zoo.convert.layout import Layout, count
-from transformer_zoo.convert.table import Arrays, Rule, Table
+from transformer_zoo.convert.table import Arrays, Rule, Table, axes, without_prefix
+from transformer_zoo.decoding.masked import Step, decode_masked
+from transformer_zoo.decoding.schedules import hidden_after, shares_after
+from transformer_zoo.masking.schedules import hidden_share
+from transformer_zoo.masking.tokens import lowest
+from transformer_zoo.models.masked_generation.maskgit import MaskGIT
 from transformer_zoo.models.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
+from transformer_zoo.tasks.masked_tokens import token_loss
 
 NORMS = {"GN": "group", "LN": "layer"}
 TYPES = {"group": "GroupNorm", "layer": "LayerNorm"}
 
 
-def example(tokenizer: MaskGITVQGAN) -> tuple[Any, ...]:
+class Players(nn.Module):
+    """Tokenizer and transformer in one tree, as golden files have them."""
+
+    tokenizer: MaskGITVQGAN
+    transformer: MaskGIT
+
+    def __call__(self, images: Any, ids: Any, condition: Any) -> Any:
+        return self.tokenizer(images), self.transformer(ids, condition)
+
+
+def example(network: MaskGITVQGAN | MaskGIT | Players) -> tuple[Any, ...]:
     """Abstract arguments of a call."""
-    return (jax.ShapeDtypeStruct((1, *tokenizer.image_size, tokenizer.channels), np.float32),)
+    if isinstance(network, Players):
+        return (*example(network.tokenizer), *example(network.transformer))
+    if isinstance(network, MaskGIT):
+        shapes = (1, *network.grid), (1, *network.condition_shape)
+        return tuple(jax.ShapeDtypeStruct(shape, np.int32) for shape in shapes)
+    return (jax.ShapeDtypeStruct((1, *network.image_size, network.channels), np.float32),)
 
 
 def convolution(theirs: str, ours: str, bias: bool = True) -> list[Rule]:
@@ -95,6 +119,73 @@ def vqgan_arguments(arrays: Arrays, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def bert(theirs: str, ours: str) -> Table:
+    """The names of `nets/maskgit_transformer.py Transformer`, which MAGVIT's has as well."""
+    layer, block = f"{theirs}TransformerLayer_{{i}}", f"{ours}blocks"
+    attention, parts = f"{layer}/Attention_0/self_attention", ("query", "key", "value")
+    head = f"{theirs}MlmLayer_0"
+    rules = [
+        Rule(f"{theirs}Embed_0/word_embeddings/embedding", f"{ours}embed/embedding"),
+        Rule(f"{theirs}Embed_0/position_embeddings/embedding", f"{ours}positions"),
+        *norm(f"{theirs}Embed_0/embeddings_ln", f"{ours}embed_norm"),
+        Rule(
+            tuple(f"{attention}/{part}/kernel" for part in parts),
+            f"{block}/attention/qkv/kernel",
+            axes("width (part heads) dim -> width part heads dim", part=3),
+            axis=1,
+        ),
+        Rule(
+            tuple(f"{attention}/{part}/bias" for part in parts),
+            f"{block}/attention/qkv/bias",
+            axes("(part heads) dim -> part heads dim", part=3),
+        ),
+        *convolution(f"{attention}/out", f"{block}/attention/out"),
+        *norm(f"{layer}/Attention_0/attention_output_ln", f"{block}/norm1"),
+        *convolution(f"{layer}/Mlp_0/intermediate_output", f"{block}/mlp/up"),
+        *convolution(f"{layer}/Mlp_0/layer_output", f"{block}/mlp/down"),
+        *norm(f"{layer}/Mlp_0/layer_output_ln", f"{block}/norm2"),
+        *convolution(f"{head}/mlm_dense", f"{ours}head_hidden"),
+        *norm(f"{head}/mlm_ln", f"{ours}head_norm"),
+        Rule(f"{head}/mlm_bias/bias", f"{ours}head_bias"),
+    ]
+    return rules
+
+
+def transformer_table(transformer: MaskGIT, ours: str = "") -> Table:
+    """The names of the transformer."""
+    return bert("transformer/", f"{ours}bert/")
+
+
+def bert_arguments(arrays: Arrays) -> dict[str, Any]:
+    """Fields of a network with `bert`'s names that the arrays tell."""
+    width, layer = arrays["Embed_0/word_embeddings/embedding"].shape[1], "TransformerLayer_0"
+    return {
+        "width": width,
+        "depth": count(arrays, "TransformerLayer_{i}"),
+        "num_heads": arrays[f"{layer}/Attention_0/self_attention/query/kernel"].shape[1],
+        "mlp_ratio": arrays[f"{layer}/Mlp_0/intermediate_output/kernel"].shape[1] / width,
+    }
+
+
+def transformer_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `MaskGIT` that the arrays tell."""
+    return bert_arguments(arrays)
+
+
+def players_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Both networks, as far as the arrays tell them: a square grid behind one token of a class."""
+    tokenizer = vqgan_arguments(arrays, "vqvae/")
+    del tokenizer["decoder_blocks"]
+    names = {without_prefix(name, ("transformer/",)): array for name, array in arrays.items()}
+    side = math.isqrt(len(names["Embed_0/position_embeddings/embedding"]) - 1)
+    sizes = {"grid": (side, side), "num_codes": tokenizer["num_codes"]}
+    sizes["num_conditions"] = len(names["MlmLayer_0/mlm_bias/bias"]) - 1 - tokenizer["num_codes"]
+    return {
+        "tokenizer": MaskGITVQGAN(**tokenizer | {"num_blocks": tokenizer.pop("encoder_blocks")}),
+        "transformer": MaskGIT(**bert_arguments(names) | sizes),
+    }
+
+
 def tokenizer_table(tokenizer: MaskGITVQGAN) -> Table:
     """The names of `nets/vqgan_tokenizer.py VQVAE`."""
     return vqgan(tokenizer, tokenizer.num_blocks, tokenizer.num_blocks, theirs="vqvae/")
@@ -107,14 +198,34 @@ def tokenizer_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str,
     return found | {"num_blocks": found.pop("encoder_blocks")}
 
 
+def players_table(players: Players) -> Table:
+    """Both."""
+    return [
+        *vqgan(players.tokenizer, players.tokenizer.num_blocks, players.tokenizer.num_blocks, "vqvae/", "tokenizer/"),
+        *transformer_table(players.transformer, "transformer/"),
+    ]
+
+
 LAYOUTS = {
+    "players": Layout(
+        table=players_table,
+        marks=("vqvae/quantizer/codebook", "transformer/Embed_0/word_embeddings/embedding"),
+        arguments=players_arguments,
+    ),
+    "transformer": Layout(
+        table=transformer_table,
+        marks=("Embed_0/word_embeddings/embedding", "MlmLayer_0/mlm_bias/bias"),
+        arguments=transformer_arguments,
+        untold=("grid", "num_codes", "num_conditions"),
+        prefixes=("transformer/",),
+    ),
     "tokenizer": Layout(
         table=tokenizer_table,
         marks=("encoder/Conv_0/kernel", "quantizer/codebook"),
         arguments=tokenizer_arguments,
         untold=("image_size", "activation"),
         prefixes=("vqvae/",),
-    )
+    ),
 }
 
 # `config.vqvae` of the reference: its fields, what ImageNet's config says, and our names for those that are ours.
@@ -174,19 +285,99 @@ def vqvae_outputs(
     return outputs
 
 
-def golden(config: Mapping[str, Any]) -> tuple[MaskGITVQGAN, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
-    """The tokenizer of a golden file, and its run: all outputs by the reference's names."""
+SCHEDULES = {"uniform": "linear", "log": "logarithmic", "exp": "exponential", "cosine": "cosine"}
+
+
+def schedules(variables: Any, inputs: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """What golden files hold of `mask_schedule.schedule` and of `mask_by_random_topk`."""
+    outputs: dict[str, Any] = {}
+    for method in methods:
+        ours = SCHEDULES.get(method, method.replace("pow", "power"))
+        outputs[f"train_ratio_{method}"] = hidden_share(jnp.asarray(inputs["ratio"]), ours, 256)
+        for steps, tokens in zip(inputs["T"].tolist(), inputs["N"].tolist()):
+            shares = shares_after(steps, ours, tokens)
+            outputs[f"ratio_{method}_T{steps}_N{tokens}"] = shares
+            outputs[f"masklen_{method}_T{steps}_N{tokens}"] = jnp.floor(tokens * shares).astype(jnp.int32)
+            left = np.maximum(hidden_after(steps, ours, tokens), 1)  # there one token is hidden after the last step too
+            outputs[f"clamped_{method}_T{steps}_N{tokens}"] = left
+    for number, temperature in enumerate(inputs["temperature"]):
+        scores = jnp.log(jnp.asarray(inputs["probs"])) + temperature * inputs["gumbel"]
+        outputs[f"topk_mask_{number}"] = lowest(scores, jnp.asarray(inputs["mask_len"])[:, 0]).astype(jnp.int8)
+    return outputs
+
+
+# `config.transformer` of the reference.
+TRANSFORMER = {
+    "vocab_size": (2025, ""),
+    "max_position_embeddings": (257, ""),
+    "hidden_size": (768, "width"),
+    "num_hidden_layers": (24, "depth"),
+    "num_attention_heads": (16, "num_heads"),
+    "intermediate_size": (3072, ""),
+}
+
+
+def golden(config: Mapping[str, Any]) -> tuple[Any, Callable[[Any, Mapping[str, Any]], dict[str, Any]]]:
+    """Both networks of a golden file, and their run: all outputs by the reference's names."""
+    if config["part"] == "schedules":
+        return None, functools.partial(schedules, methods=config["arguments"]["methods"])
     given = config["arguments"]["vqvae"]["vqvae"]
     fields = vqvae_fields(given, VQVAE | {"num_res_blocks": (2, "num_blocks")})
-    tokenizer = naming.construct(MaskGITVQGAN, fields, "arguments")
+    tokenizer = naming.construct(MaskGITVQGAN, fields, "arguments.vqvae")
+    given = config["arguments"]["transformer"]
+    sizes = golden_arguments(given, TRANSFORMER)
+    sizes |= {"grid": (given["max_position_embeddings"] - 1,), "mlp_ratio": given["intermediate_size"] / sizes["width"]}
+    sizes |= {"num_codes": tokenizer.num_codes, "num_conditions": given["vocab_size"] - 1 - tokenizer.num_codes}
+    transformer = naming.construct(MaskGIT, sizes, "arguments.transformer")
+    decoding = config["arguments"]["decode"]
 
     def run(variables: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        params = variables["params"]
+
         def apply(*arguments: Any, **options: Any) -> Any:
-            return tokenizer.apply(variables, *arguments, **options)
+            return tokenizer.apply({"params": params["tokenizer"]}, *arguments, **options)
 
         outputs = vqvae_outputs(
             apply, inputs["image"], inputs["decode_ids"], tokenizer.multipliers, tokenizer.num_blocks
         )
-        return outputs | {"loss": outputs["vqvae_loss"]}
+        outputs |= transformer_outputs(transformer, params["transformer"], inputs, decoding)
+        return outputs | {"loss": outputs["vqvae_loss"] + outputs["transformer_loss"]}
 
-    return tokenizer, run
+    return Players(tokenizer, transformer), run
+
+
+def transformer_outputs(
+    transformer: MaskGIT, params: Any, inputs: Mapping[str, Any], decoding: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What golden files hold of the transformer; mask tokens are -1 there."""
+
+    def apply(tokens: jax.Array) -> Any:
+        ids = jnp.where(tokens[:, 1:] < 0, transformer.mask_id, tokens[:, 1:])
+        return transformer.apply({"params": params}, ids, tokens[:, 0] - transformer.num_codes)
+
+    logits, aux = apply(inputs["input_ids"])
+    hidden = inputs["input_ids"][:, 1:] == decoding["mask_token_id"]
+
+    def logits_of_all(tokens: jax.Array, step: Step) -> jax.Array:
+        return apply(tokens)[1]["logits"][..., : transformer.num_codes]
+
+    start = inputs["decode_input"]
+    decoded = decode_masked(
+        logits_of_all,
+        start,
+        start == decoding["mask_token_id"],
+        jax.random.key(0),
+        hidden=decoding["mask_token_id"],
+        steps=decoding["num_iter"],
+        schedule=SCHEDULES[decoding["method"]],
+        choice_temperature=decoding["choice_temperature"],
+        noise=lambda index: (inputs["decode_noise_sample"][index], inputs["decode_noise_choice"][index]),
+    )
+    return {
+        "embed": aux["embedded"],
+        "layer1": aux["levels"][0],
+        "layer_last": aux["levels"][-1],
+        "logits": aux["logits"],
+        "transformer_loss": token_loss(logits, inputs["target_ids"], hidden, 0.1),
+        "decode_seqs": decoded.history.transpose(1, 0, 2),
+    }

@@ -37,6 +37,7 @@ TRANSFORMS = {
     "normalise": "transformer_zoo.data.transforms.colour:normalise",
     "random_erasing": "transformer_zoo.data.transforms.colour:random_erasing",
     "sample_frames": "transformer_zoo.data.transforms.video:sample_frames",
+    "shorten": "transformer_zoo.data.transforms.captions:shorten",
     "degrade": "transformer_zoo.data.scenes.degrade:add_degraded",
 }
 RESIZERS = ("resize", "random_resized_crop", "centre_crop")  # after any of these all pictures have one size

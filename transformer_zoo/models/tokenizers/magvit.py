@@ -13,12 +13,11 @@ from jaxtyping import Array
 
 from transformer_zoo.layers.autoencoders import ConvolutionalDecoder, ConvolutionalEncoder
 from transformer_zoo.layers.convolutions_3d import inflate
-from transformer_zoo.layers.quantizers.vector import VectorQuantizer
-from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
+from transformer_zoo.models.tokenizers.tokenizer import ConvolutionalVQGAN
 from transformer_zoo.task import Tree
 
 
-class MAGVITTokenizer(Tokenizer):
+class MAGVITTokenizer(ConvolutionalVQGAN):
     """Clips to a grid of ids and back; sizes are the base ones for 128 pixels.
 
     Attributes:
@@ -29,8 +28,9 @@ class MAGVITTokenizer(Tokenizer):
         temporal_downsample: whether time is halved after each level but the last.
         encoder_blocks, decoder_blocks: residual blocks of a level.
         latent_width, num_codes: shape of the codebook.
+        levels: of a `FiniteScalarQuantizer` that takes the codebook's place: small data trains it sooner.
         commitment_weight, entropy_weight, entropy_temperature, entropy_kind: see `VectorQuantizer`.
-        conv_downsample, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
+        conv_downsample, patch, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
     """
 
     num_frames: int = 16
@@ -43,15 +43,24 @@ class MAGVITTokenizer(Tokenizer):
     decoder_blocks: int = 2
     latent_width: int = 256
     num_codes: int = 1024
+    levels: tuple[int, ...] = ()
     commitment_weight: float = 0.25
     entropy_weight: float = 0.1
     entropy_temperature: float = 0.01
     entropy_kind: str = "softmax"
     conv_downsample: bool = False
+    patch: int = 1
     activation: str = "swish"
     norm: str = "group"
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Frames, rows and columns of the ids."""
+        times = 2 ** sum(self.temporal_downsample)
+        sides = (-(-side // (self.patch * 2 ** (len(self.multipliers) - 1))) for side in self.image_size)
+        return (-(-self.num_frames // times), *sides)
 
     def setup(self) -> None:
         if len(self.temporal_downsample) != len(self.multipliers) - 1:
@@ -62,25 +71,19 @@ class MAGVITTokenizer(Tokenizer):
         shared = dict(
             width=self.width,
             multipliers=self.multipliers,
+            patch=self.patch,
             temporal_downsample=self.temporal_downsample,
             activation=self.activation,
             norm=self.norm,
             remat=self.remat,
             dtype=self.dtype,
         )
+        latent_width, self.quantizer = self.make_quantizer()
         self.encoder = ConvolutionalEncoder(
             num_blocks=self.encoder_blocks,
-            latent_width=self.latent_width,
+            latent_width=latent_width,
             conv_downsample=self.conv_downsample,
             **shared,
-        )
-        self.quantizer = VectorQuantizer(
-            self.num_codes,
-            self.latent_width,
-            self.commitment_weight,
-            entropy_weight=self.entropy_weight,
-            entropy_temperature=self.entropy_temperature,
-            entropy_kind=self.entropy_kind,
         )
         self.decoder = ConvolutionalDecoder(num_blocks=self.decoder_blocks, channels=self.channels, **shared)
 

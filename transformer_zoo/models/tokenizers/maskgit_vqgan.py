@@ -7,11 +7,10 @@ google-research/maskgit (Apache-2.0), `nets/vqgan_tokenizer.py`, with released w
 from typing import Any
 
 from transformer_zoo.layers.autoencoders import ConvolutionalDecoder, ConvolutionalEncoder
-from transformer_zoo.layers.quantizers.vector import VectorQuantizer
-from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
+from transformer_zoo.models.tokenizers.tokenizer import ConvolutionalVQGAN
 
 
-class MaskGITVQGAN(Tokenizer):
+class MaskGITVQGAN(ConvolutionalVQGAN):
     """Images to a grid of ids and back; sizes are the paper's for ImageNet.
 
     Attributes:
@@ -21,8 +20,9 @@ class MaskGITVQGAN(Tokenizer):
         multipliers: of the width, one a level; sides halve between levels.
         num_blocks: residual blocks of a level, in the encoder and in the decoder.
         latent_width, num_codes: shape of the codebook.
+        levels: of a `FiniteScalarQuantizer` that takes the codebook's place: small data trains it sooner.
         commitment_weight, entropy_weight, entropy_temperature, entropy_kind: see `VectorQuantizer`.
-        conv_downsample, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
+        conv_downsample, patch, activation, norm, remat, dtype: see `ConvolutionalEncoder`.
         shortcut_from_output: see `ResidualBlock`; the released weights need it.
     """
 
@@ -33,21 +33,29 @@ class MaskGITVQGAN(Tokenizer):
     num_blocks: int = 2
     latent_width: int = 256
     num_codes: int = 1024
+    levels: tuple[int, ...] = ()
     commitment_weight: float = 0.25
     entropy_weight: float = 0.1
     entropy_temperature: float = 0.01
     entropy_kind: str = "softmax"
     conv_downsample: bool = False
+    patch: int = 1
     activation: str = "swish"
     norm: str = "group"
     shortcut_from_output: bool = True
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of the ids."""
+        return tuple(-(-side // (self.patch * 2 ** (len(self.multipliers) - 1))) for side in self.image_size)
 
     def setup(self) -> None:
         shared = dict(
             width=self.width,
             multipliers=self.multipliers,
+            patch=self.patch,
             num_blocks=self.num_blocks,
             activation=self.activation,
             norm=self.norm,
@@ -55,15 +63,6 @@ class MaskGITVQGAN(Tokenizer):
             remat=self.remat,
             dtype=self.dtype,
         )
-        self.encoder = ConvolutionalEncoder(
-            latent_width=self.latent_width, conv_downsample=self.conv_downsample, **shared
-        )
-        self.quantizer = VectorQuantizer(
-            self.num_codes,
-            self.latent_width,
-            self.commitment_weight,
-            entropy_weight=self.entropy_weight,
-            entropy_temperature=self.entropy_temperature,
-            entropy_kind=self.entropy_kind,
-        )
+        latent_width, self.quantizer = self.make_quantizer()
+        self.encoder = ConvolutionalEncoder(latent_width=latent_width, conv_downsample=self.conv_downsample, **shared)
         self.decoder = ConvolutionalDecoder(channels=self.channels, **shared)

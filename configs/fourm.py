@@ -1,0 +1,238 @@
+"""4M. `tiny`: from any to any of pixels, tokens of pixels, depth and classes, and captions, on scenes of one object.
+
+    python train.py --config=configs/fourm.py
+
+Trains its three tokenizers first (`tokenizer_tiny_rgb`, `_depth`, `_semseg`), then the model. samples/ shows the
+any-to-any page, a row for each modality as the only input and a column for each that is predicted, and a table of what
+is predicted from pixels beside the blind guess and the tokenizers' ceiling.
+
+`Ti`, `S`, `B`, `L`, `XL` (SwiGLU, no biases), `B_gelu`: pretraining on 4M-7's modalities; `B_21`, `L_21`, `XL_21` on
+4M-21's, from the runs on seven. `super_resolution_L` and `text_to_image_B` specialise them. Records hold one field a
+modality, ids of sequences and of images that were tokenized before. `finetune_B`, `finetune_L`: the encoder as a ViT on
+ImageNet-1k.
+"""
+
+from transformer_zoo import zoo
+from transformer_zoo.training import recipes
+from transformer_zoo.training.config import base_config
+
+# Of the tiny tokenizers: what they read, the field, steps.
+TOKENIZERS = {
+    "rgb": ({"reads": "pixels", "channels": 3, "num_codes": 384}, "image", 800),
+    "depth": ({"reads": "map", "offset": 0.75, "scale": 0.15, "channels": 1, "num_codes": 64}, "depth", 400),
+    "semseg": ({"reads": "classes", "channels": 8, "num_codes": 96}, "semseg", 400),
+}
+WORDS = {"kind": "sequence", "vocabulary": 256}
+RGB_TO_ALL = {"inputs": {"rgb@224": 1000.0}, "targets": 0.5}
+CAPTION_TO_ALL = {"inputs": {"caption": 5.0, "*": 0.05}, "targets": 0.5, "keep": {"caption": "all"}}
+T5_TO_ALL = {"inputs": {"t5_caption": 5.0, "*": 0.05}, "targets": 0.5, "keep": {"t5_caption": "all"}}
+ALL_TO_ALL = tuple({"inputs": alpha, "targets": alpha} for alpha in (0.01, 0.1, 1.0, 10.0))
+FINETUNE = {"B": (100, 0.75, 0.1), "L": (50, 0.75, 0.2)}  # epochs, layer decay, drop path rate
+
+
+def get_config(variant="tiny"):
+    config = base_config()
+    name = variant.removeprefix("tokenizer_tiny_")
+    if variant == "tiny":
+        return tiny(config)
+    if name in TOKENIZERS and name != variant:
+        return tokenizer_tiny(config, name)
+    if variant in zoo.sizes("fourm"):
+        return pretrain(config, variant)
+    if variant == "finetune_tiny":
+        return finetune_tiny(config)
+    if variant == "super_resolution_L":
+        return super_resolution(config)
+    if variant == "text_to_image_B":
+        return text_to_image(config)
+    if variant.removeprefix("finetune_") in FINETUNE:
+        return finetune(config, variant.removeprefix("finetune_"))
+    variants = ["tiny", *zoo.sizes("fourm"), "super_resolution_L", "text_to_image_B", "finetune_tiny"]
+    variants += [f"finetune_{size}" for size in FINETUNE] + [f"tokenizer_tiny_{name}" for name in TOKENIZERS]
+    raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
+
+
+def scenes(config, fields):
+    config.data.update({"source": "scenes:still"})
+    config.data.options = {"side": 32, "difficulty": "easy", "fields": fields}
+    config.data.transforms = (("scale", {}),) if "image" in fields else ()
+    config.eval.update({"batch_size": 128})
+
+
+def tokenizer_tiny(config, name):
+    options, field, steps = TOKENIZERS[name]
+    config.model = zoo.model_config(
+        "fourm_tokenizer",
+        image_size=(32, 32),
+        patch_size=(8, 8),
+        depth=0,
+        width=128,
+        decoder_depth=1,
+        decoder_width=128,
+        decoder_num_heads=4,
+        latent_width=16,
+        decay=0.95,
+        unroll=1,
+        **options,
+    )
+    scenes(config, (field, "program") if field == "image" else (field,))
+    config.task = {"name": "fourm_tokenization", "field": field, "object_weight": 4.0}
+    if field == "image":
+        config.task.pixel_loss = "l1"  # blends of colours would be no colour to the checker
+        config.evaluators = {"scenes": {"name": "scene_reading"}}
+    config.total_steps, config.batch_size = steps, 64
+    config.optimizer = {"name": "adamw", "learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50, "b2": 0.99}
+    config.optimizer.update({"clip_norm": 1.0, "weight_decay": 0.01})
+    return config
+
+
+def tiny(config):
+    grid = {"kind": "tokens", "grid": (4, 4)}
+    config.model = zoo.model_config(
+        "fourm",
+        modalities={
+            "rgb": {"kind": "pixels", "field": "image", "grid": (4, 4), "patch_size": (8, 8)},
+            "tok_rgb": {**grid, "field": "image", "tokenizer": "rgb", "vocabulary": 384},
+            "tok_depth": {**grid, "field": "depth", "tokenizer": "depth", "vocabulary": 64},
+            "tok_semseg": {**grid, "field": "semseg", "tokenizer": "semseg", "vocabulary": 96},
+            "caption": {**WORDS, "length": 24, "field_length": 40},
+        },
+        depth=2,
+        decoder_depth=2,
+        width=96,
+        num_heads=3,
+        unroll=2,
+    )
+    config.task = {
+        "name": "fourm",
+        "mixture": ({"inputs": {"rgb": 1000.0}, "targets": 0.5}, {"inputs": 0.5, "targets": 0.5}),
+        "num_inputs": 22,
+        "num_targets": 16,
+        "evaluate": True,
+    }
+    config.sampling = {"guidance_scale": 3.0, "temperature": 0.5, "scheme": "roar", "steps": 1, "by_classes": False}
+    stands_on(config, {name: f"configs/fourm.py:tokenizer_tiny_{name}" for name in TOKENIZERS})
+    scenes(config, ("image", "depth", "semseg", "caption", "boxes", "obj"))
+    config.total_steps, config.batch_size = 1900, 64
+    config.optimizer = {"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 100, "b2": 0.95}
+    config.optimizer.update({"weight_decay": 0.05, "clip_norm": 1.0})
+    return config
+
+
+def stands_on(config, tokenizers):
+    config.requires = tokenizers
+    config.init_from = tuple(
+        {"requires": name, "table": (("(params|state)/model/(.*)", rf"frozen/{name}/\1/\2"),)} for name in tokenizers
+    )
+
+
+def pretrain(config, size, tokens=500e9, warmup=10e9):
+    config.model = zoo.model_config("fourm", size)
+    wide, all_modalities = size.startswith("XL"), size.endswith("_21")
+    number, config.batch_size = (256, 4096) if all_modalities else (128, 8192)
+    mixture = (*ALL_TO_ALL, RGB_TO_ALL, {**CAPTION_TO_ALL, "weight": 0.5}, {**T5_TO_ALL, "weight": 0.5})
+    config.task = {
+        "name": "fourm",
+        "mixture": mixture if all_modalities else (RGB_TO_ALL, {"inputs": 0.5, "targets": 0.5}),
+        "num_inputs": number,
+        "num_targets": number,
+    }
+    config.data.source = "tfds:fourm_tokens"
+    config.data.transforms = (("normalise", {}),)
+    by_tokens(config, tokens, warmup, 2e-5 if wide else 1e-4)
+    if wide:
+        config.optimizer.clip_norm, config.model.remat, config.nan = 3.0, "full", "skip"
+    if all_modalities:
+        starts_from(config, size.removesuffix("_21"))
+    return config
+
+
+def by_tokens(config, tokens, warmup, base_rate):
+    a_step = config.batch_size * (config.task.num_inputs + config.task.num_targets)
+    config.total_steps = round(tokens / a_step)
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": base_rate * config.batch_size / 256,
+        "schedule": "cosine",
+        "warmup_steps": round(warmup / a_step),
+        "b2": 0.95,
+        "weight_decay": 0.05,
+        # The reference spares biases and what is one-dimensional in torch: LayerNorms.
+        "weight_decay_table": ((r".*(norm\d?|_norm)/(scale|bias)", 0.0), (r".*/bias", 0.0), (".*", 1.0)),
+    }
+    config.checkpoint.every_steps = config.eval.every_steps = 5000
+
+
+def starts_from(config, size):
+    config.requires = {"pretrained": f"configs/fourm.py:{size}"}
+    config.init_from = {"requires": "pretrained", "table": (("params/model/(.*)", r"params/model/\1"),)}
+
+
+def super_resolution(config):
+    pretrain(config, "L", tokens=100e9, warmup=5e9)
+    config.model.modalities = "super_resolution"
+    low, targets = {"inputs": {"tok_rgb@224": 5.0, "*": 0.05}, "targets": 0.5}, {"targets": 0.5}
+    caption = {"inputs": {"caption": 5.0, "*": 0.05}, "keep": {"caption": "all"}}
+    config.task.mixture = (low, caption | targets, {"inputs": 0.2, "targets": 0.2}, {"inputs": 1.0, "targets": 1.0})
+    config.batch_size = 2048
+    config.task.update({"num_inputs": 1024, "fewest_inputs": 64, "num_targets": 1024})
+    by_tokens(config, 100e9, 5e9, 1e-4)
+    starts_from(config, "L")
+    return config
+
+
+def text_to_image(config):
+    pretrain(config, "B")
+    config.task.mixture = ({**CAPTION_TO_ALL, "weight": 1.0}, {**RGB_TO_ALL, "weight": 1.0}, ALL_TO_ALL[2])
+    config.task.update({"num_inputs": 256, "fewest_inputs": 64, "num_targets": 256})
+    by_tokens(config, 100e9, 5e9, 1e-4)
+    starts_from(config, "B")
+    return config
+
+
+def finetune_tiny(config):
+    config.model = zoo.model_config(
+        "fourm_vit", image_size=(32, 32), patch_size=(8, 8), depth=2, width=96, num_heads=3, num_classes=3, unroll=2
+    )
+    config.task = {"name": "classification"}
+    scenes(config, ("image",))
+    config.data.options.update({"difficulty": "full", "label": "count"})
+    config.data.train_options = {"count": 600}
+    config.requires = {"pretrained": "configs/fourm.py:tiny"}
+    config.init_from = {"requires": "pretrained", "table": encoder_of("rgb")}
+    config.total_steps, config.batch_size = 200, 64
+    config.optimizer = {"name": "adamw", "learning_rate": 5e-4, "schedule": "cosine", "warmup_steps": 20}
+    config.optimizer.update({"weight_decay": 0.05, "layer_decay": 0.75})
+    return config
+
+
+def encoder_of(pixels):
+    return (
+        (f"params/model/input_embedding_{pixels}/patches/(.*)", r"params/model/patches/\1"),
+        (f"params/model/modality_embedding_{pixels}", "params/model/modality_embedding"),
+        ("params/model/encoder/(.*)", r"params/model/encoder/\1"),
+    )
+
+
+def finetune(config, size):
+    epochs, layer_decay, drop_path_rate = FINETUNE[size]
+    arguments = {
+        name: value for name, value in zoo.sizes("fourm")[size]["arguments"].items() if name != "decoder_depth"
+    }
+    config.model = zoo.model_config("fourm_vit", **arguments, drop_path_rate=drop_path_rate)
+    config.task = {"name": "classification", "label_smoothing": 0.1, "mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+    recipes.imagenet(config, magnitude=9.0, erasing=0.25)
+    config.requires = {"pretrained": f"configs/fourm.py:{size}"}
+    config.init_from = {"requires": "pretrained", "table": encoder_of("rgb@224")}
+    config.batch_size = 1024
+    epoch = recipes.IMAGENET // config.batch_size
+    config.total_steps = epochs * epoch
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": 1e-4 * config.batch_size / 256,
+        "schedule": "cosine",
+        "warmup_steps": 5 * epoch,
+        "weight_decay": 0.05,
+        "layer_decay": layer_decay,
+    }
+    return config

@@ -1,0 +1,83 @@
+"""MAGVIT-v2. `tiny`: its causal tokenizer on generated clips of one moving object, 9 x 32 x 32 pixels to 5 x 8 x 8.
+
+    python train.py --config=configs/magvit2.py
+
+Shows originals above their reconstructions in samples/, what a checker reads from either, and how the 1024 codes are
+used. `tiny_digits` does the same on real handwritten digits that move, which a classifier reads; `tiny_images` on
+pictures, without time.
+
+`video`: 17 frames of 128 pixels on a folder of clips of your own (--config.data.source=folder:/path/to/clips). `image`:
+ImageNet-1k at 256 pixels. Losses and weights are Open-MAGVIT2's but for the perceptual one, which compares features of
+the network that `configs/vit.py:B16` trains, so that this has to be trained first.
+"""
+
+from transformer_zoo import zoo
+from transformer_zoo.training import recipes
+from transformer_zoo.training.config import base_config
+
+
+def get_config(variant="tiny"):
+    config = base_config()
+    if variant == "tiny":
+        recipes.tokenizer_scenes(config, 9, low=-1.0, object_weight=8.0)
+        return tiny(config, channels=3)
+    if variant == "tiny_digits":
+        recipes.tokenizer_digits(config, 9, low=-1.0)
+        return tiny(config, channels=1)
+    if variant == "tiny_images":
+        recipes.tokenizer_scenes(config, low=-1.0)
+        tiny(config, channels=3)
+        config.model.update({"num_frames": 0, "temporal_downsample": (), "norm": "group"})
+        config.batch_size, config.total_steps, config.eval.batch_size = 16, 400, 128
+        return config
+    if variant == "video":
+        recipes.clips(config, frames=17, size=128, stride=4, low=-1.0)
+        return tokenizer(config, variant, field="video", batch_size=32, adversarial_weight=0.3)
+    if variant == "image":
+        recipes.imagenet_pixels(config, size=256, low=-1.0)
+        return tokenizer(config, variant, field="image", batch_size=128, adversarial_weight=0.1)
+    variants = ["tiny", *zoo.sizes("magvit2"), "tiny_digits", "tiny_images"]
+    raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
+
+
+def tiny(config, channels):
+    config.model = zoo.model_config(
+        "magvit2",
+        num_frames=9,
+        image_size=(32, 32),
+        channels=channels,
+        patch=2,
+        width=24,
+        multipliers=(1, 2),
+        temporal_downsample=(True,),
+        num_blocks=1,
+        bits=10,
+        norm="frame_group",
+    )
+    recipes.few_steps(config, 700, batch_size=8)
+    config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
+    config.eval.update({"every_steps": 200, "batch_size": 32})
+    return config
+
+
+def tokenizer(config, size, *, field, batch_size, adversarial_weight):
+    config.model = zoo.model_config("magvit2", size)
+    recipes.vqgan(
+        config,
+        total_steps=1_000_000,
+        discriminator=zoo.model_config("patch_discriminator"),
+        batch_size=batch_size,
+        field=field,
+    )
+    config.task.update(
+        {
+            "pixel_loss": "l1",
+            "perceptual_weight": 1.0,
+            "adversarial_loss": "hinge",
+            "adversarial_weight": adversarial_weight,
+            "r1_weight": 0.0,
+            "lecam_weight": 0.05,
+        }
+    )
+    config.optimizer.update({"b1": 0.5, "b2": 0.9})
+    return config

@@ -1,0 +1,139 @@
+"""Phenaki. `tiny`: clips of one moving object from captions, and stories in which it turns about.
+
+    python train.py --config=configs/phenaki.py
+
+Trains `tokenizer_tiny` first where there is none. Shows clips with their captions in samples/, and what a checker reads
+from them beside what it reads from the tokenizer's reconstructions and what other captions would be given; a story goes
+on from its last five frames with the caption of the opposite way.
+
+`T2V`, `NUWA`: the paper's text-to-video models, on a folder of clips of your own with features of T5's encoder beside
+them (field `caption` [128, 4096]). `BAIR`: the one without text for 64 pixels.
+
+`tokenizer_tiny`: C-ViViT on the same clips, 9 x 32 x 32 pixels to 5 x 8 x 8 tokens. Shows originals above their
+reconstructions in samples/, what a checker reads from either, and how the codes are used.
+`tokenizer_tiny_digits` does the same on real handwritten digits that move, which a classifier reads.
+`tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what C-ViViT is compared with.
+
+`tokenizer`, `tokenizer_BAIR`, `tokenizer_K600`: the paper's sizes, on a folder of clips of your own
+(--config.data.source=folder:/path/to/clips). They compare features of the network that `configs/vit.py:B16` trains,
+frame by frame, which therefore has to be trained first; the paper's perceptual loss on clips is left out.
+"""
+
+from transformer_zoo import zoo
+from transformer_zoo.training import recipes
+from transformer_zoo.training.config import base_config
+
+TRANSFORMERS = {"T2V": "tokenizer", "NUWA": "tokenizer", "BAIR": "tokenizer_BAIR"}  # and the tokenizer of each
+
+
+def get_config(variant="tiny"):
+    config = base_config()
+    if variant == "tiny":
+        return tiny(config)
+    if variant in TRANSFORMERS:
+        return generator(config, variant)
+    if variant in ("tokenizer_tiny", "tokenizer_tiny_frames"):
+        recipes.tokenizer_scenes(config, 9)
+        tokenizer_tiny(config, channels=3)
+        if variant == "tokenizer_tiny_frames":
+            config.model.update({"patch_frames": 1, "spatial_depth": 4, "temporal_depth": 0})
+        return config
+    if variant == "tokenizer_tiny_digits":
+        recipes.tokenizer_digits(config, 9)
+        return tokenizer_tiny(config, channels=1)
+    if variant in zoo.sizes("phenaki"):
+        return tokenizer(config, variant)
+    more = ["tokenizer_tiny", "tokenizer_tiny_digits", "tokenizer_tiny_frames"]
+    raise ValueError(f"no variant {variant!r}; there are: {', '.join(['tiny', *zoo.sizes('phenaki'), *more])}")
+
+
+def tiny(config):
+    recipes.caption_scenes(config, "configs/phenaki.py:tokenizer_tiny", 9)
+    config.model = zoo.model_config(
+        "phenaki",
+        grid=(5, 8, 8),
+        num_codes=256,
+        depth=4,
+        width=96,
+        num_heads=3,
+        text_length=recipes.CAPTION_LENGTH,
+        text_width=96,
+        num_words=recipes.WORDS,
+        text_depth=1,
+        text_heads=3,
+        null_word=recipes.NULL_WORD,
+        unroll=4,
+    )
+    config.task = {"name": "phenaki_tokens", "still_share": 0.2}
+    config.sampling = {"steps": 12, "guidance_scale": 3.0, "choice_temperature": 4.0}
+    config.evaluators.stories = {"name": "scene_stories"}
+    recipes.few_steps(config, 1000, batch_size=16)
+    config.eval.update({"every_steps": 500, "batch_size": 32})
+    return config
+
+
+def generator(config, size):
+    config.model = zoo.model_config("phenaki", size)
+    spec = TRANSFORMERS[size]
+    recipes.frozen_tokenizer(config, f"configs/phenaki.py:{spec}")
+    arguments = zoo.sizes("phenaki")[spec]["arguments"]
+    recipes.clips(config, frames=arguments["num_frames"], size=arguments["image_size"][0])
+    with_text = size != "BAIR"
+    config.task = {
+        "name": "phenaki_tokens",
+        "still_share": 0.2 if with_text else 0.0,
+        "condition_drop_rate": 0.1 if with_text else 0.0,
+    }
+    config.sampling = {"steps": 48, "guidance_scale": 12.0 if with_text else 1.0, "choice_temperature": 8.0}
+    config.batch_size, config.total_steps = 512, 4_000_000
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": 10_000,
+        "b2": 0.99,
+        "weight_decay": 1e-4,
+        "clip_norm": 10.0,
+    }
+    return config
+
+
+def tokenizer_tiny(config, channels):
+    config.model = zoo.model_config(
+        "phenaki_tokenizer",
+        num_frames=9,
+        image_size=(32, 32),
+        channels=channels,
+        patch_size=(4, 4),
+        width=96,
+        num_heads=3,
+        spatial_depth=2,
+        temporal_depth=2,
+        latent_width=8,
+        num_codes=256,
+        unroll=4,
+    )
+    recipes.few_steps(config, 800, batch_size=8)
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50, "weight_decay": 1e-4, "clip_norm": 1.0})
+    config.eval.update({"every_steps": 200, "batch_size": 32})
+    return config
+
+
+def tokenizer(config, size):
+    config.model = zoo.model_config("phenaki", size)
+    frames, side = config.model.num_frames, config.model.image_size[0]
+    recipes.clips(config, frames=frames, size=side)
+    discriminator = zoo.model_config("stylegan_discriminator", multipliers=(1, 1, 1, 1, 1))
+    recipes.vqgan(config, total_steps=1_000_000, discriminator=discriminator, batch_size=128, field="video")
+    config.task.r1_weight = 0.0
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": 100_000,
+        "b1": 0.9,
+        "b2": 0.99,
+        "weight_decay": 1e-4,
+        "clip_norm": 10.0,
+    }
+    return config

@@ -1,0 +1,1 @@
+"""Decoders of discrete tokens: masked ones that fill many places at once, and autoregressive ones."""

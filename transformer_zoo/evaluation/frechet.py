@@ -1,0 +1,108 @@
+"""Frechet distances between sets of features, as FID and FVD define them, and the one on scenes as the checker reads.
+
+A distance is worth what its features are: figures carry the extractor, the size of the pictures it saw and the number
+of frames in their names, such as `frechet_scene_state16_32px_8f`, so that nobody takes one for an FID or FVD.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from transformer_zoo.data.pictures import to_uint8
+from transformer_zoo.data.scenes import clip_checker
+from transformer_zoo.task import Batch, Context, Evaluator, Result, Tree, Variables
+
+Features = Float[np.ndarray, "samples width"]
+
+
+class Moments(NamedTuple):
+    """What a Frechet distance needs of any number of samples; moments of parts add up field by field.
+
+    Attributes:
+        samples: how many.
+        sums: [width].
+        products: [width, width], the sum of x x^T.
+    """
+
+    samples: float
+    sums: np.ndarray
+    products: np.ndarray
+
+
+def moments(features: Features) -> Moments:
+    """In float64."""
+    x = np.asarray(features, np.float64)
+    return Moments(float(len(x)), x.sum(axis=0), x.T @ x)
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500, equation 6).
+
+    Covariances are unbiased, as in the published implementations.
+
+    Raises:
+        ValueError: fewer than two samples in either.
+    """
+    means, covariances = [], []
+    for one in (first, second):
+        if one.samples < 2:
+            raise ValueError(f"a Frechet distance needs at least two samples, but a set has {one.samples:g}")
+        mean = one.sums / one.samples
+        means.append(mean)
+        covariances.append((one.products - one.samples * np.outer(mean, mean)) / (one.samples - 1))
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    # (C1 C2)^(1/2) has the eigenvalues of (R C2 R)^(1/2), R R = C1, which is symmetric.
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0)).sum()
+    distance = np.square(means[0] - means[1]).sum() + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * shared
+    return float(max(distance, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneFrechet(Evaluator):
+    """Of a task's reconstructions from their originals, on the 16 numbers that the checker tells of a clip or a still.
+
+    `..._between_halves` is the distance of one half of the originals from the other, of which even perfect copies of so
+    few samples would fall short; the task has `field`, `reconstruct` and `unit` (see `Tokenization`).
+    """
+
+    batches: int = 4
+    task: Any = None
+
+    def compute(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
+        pixels = batch[self.task.field]
+        reconstruction, _ = self.task.reconstruct(variables, pixels, ctx)
+        return {"original": self.task.unit(pixels), "reconstruction": self.task.unit(reconstruction)}
+
+    def update(self, state: dict | None, arrays: Tree, batch: Batch) -> dict:
+        kept = batch["weight"] > 0
+        states = {name: scene_states(to_uint8(values[kept], 0.0, 1.0)) for name, values in arrays.items()}
+        halves = states["original"][::2], states["original"][1::2]
+        new: dict[str, Any] = {name: moments(features) for name, features in states.items()}
+        new |= {"even": moments(halves[0]), "odd": moments(halves[1])}
+        shape = arrays["original"].shape[1:-1]
+        new["name"] = f"frechet_scene_state16_{shape[-2]}px_{shape[0] if len(shape) == 3 else 1}f"
+        return new if state is None else self.merge(state, new)
+
+    def merge(self, first: dict, second: dict) -> dict:
+        added = {name: Moments(*(a + b for a, b in zip(first[name], second[name]))) for name in first if name != "name"}
+        return added | {"name": first["name"]}
+
+    def result(self, state: dict) -> Result:
+        name = state["name"]
+        return Result(
+            {
+                name: frechet_distance(state["original"], state["reconstruction"]),
+                f"{name}_between_halves": frechet_distance(state["even"], state["odd"]),
+            }
+        )
+
+
+def scene_states(pictures: UInt8[np.ndarray, "batch *sides 3"]) -> Features:
+    """`clip_checker.state` of clips, or of stills as clips of one frame."""
+    clips = pictures[:, None] if pictures.ndim == 4 else pictures
+    frames, side = clips.shape[1:3]
+    window = np.tile([0, 0, side], (frames, 1))  # the camera stays
+    return np.stack([clip_checker.state(clip, window) for clip in clips])

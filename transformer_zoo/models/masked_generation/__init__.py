@@ -1,0 +1,1 @@
+"""Generators that fill masked tokens in parallel."""

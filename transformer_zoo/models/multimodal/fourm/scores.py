@@ -1,0 +1,176 @@
+"""Figures of scenes that are predicted: sums that add up over batches, and what they mean."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from transformer_zoo.data.pictures import to_uint8
+from transformer_zoo.data.scenes import checker, grammar
+from transformer_zoo.models.multimodal.fourm.modalities import Modality
+
+Sums = dict[str, np.ndarray]
+Truth = Mapping[str, np.ndarray]
+ATTRIBUTES = ("colour", "shape", "size", "row", "column")
+REGIONS = 3  # sky, ground, objects
+
+
+def program_of(ids: Int[np.ndarray, "length"]) -> Int[np.ndarray, "16 4"]:
+    """What a caption states; nothing where it is no caption."""
+    try:
+        return grammar.read(ids)
+    except ValueError:
+        return np.zeros((grammar.PROGRAM_LENGTH, 4), np.int16)
+
+
+def spoken_ids(spoken: Int[np.ndarray, "length"], modality: Modality) -> Int[np.ndarray, "rest"]:
+    """Ids between the first and the closing sentinel of what was read on."""
+    sentinel = (spoken >= modality.first_sentinel) & (spoken < modality.first_sentinel + modality.num_sentinels)
+    sentinel[0] = False
+    end = np.flatnonzero(sentinel | (spoken == 0))
+    return spoken[1 : end[0]] if len(end) else spoken[1:]
+
+
+def semseg(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
+    """Intersections and unions of sky, ground and objects; how often each place is each, for the best blind guess."""
+    wanted = np.minimum(truth["semseg"], REGIONS - 1)
+    found = {"semseg_counts": np.stack([(wanted == region).sum(axis=0) for region in range(REGIONS)])}
+    for name, guess in (("predicted", predicted), ("ceiling", ceiling)):
+        guess = np.minimum(guess, REGIONS - 1)
+        both = [((guess == region) & (wanted == region)).sum() for region in range(REGIONS)]
+        either = [((guess == region) | (wanted == region)).sum() for region in range(REGIONS)]
+        found[f"semseg_{name}"] = np.array([both, either], float)
+    return found
+
+
+def depth(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
+    """Squared errors, and what the deviation from each place's mean needs."""
+    wanted = truth["depth"].astype(np.float64)
+    found = {"depth_sum": wanted.sum(axis=0), "depth_squares": np.square(wanted).sum(axis=0)}
+    for name, guess in (("predicted", predicted), ("ceiling", ceiling)):
+        found[f"depth_{name}"] = np.array([np.square(guess - wanted).sum(), wanted.size])
+    return found | {"depth_scenes": np.array(float(len(wanted)))}
+
+
+def caption(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
+    """Whether what captions state of the object is so, the share that state it, and the blind guess's luck."""
+    objects, side = truth["obj"][:, 0].astype(int), truth["semseg"].shape[1]
+    true = np.stack(
+        [objects[:, 1], objects[:, 0], objects[:, 2], 3 * objects[:, 3] // side, 3 * objects[:, 4] // side], 1
+    )
+    stated = np.full(true.shape, -1)
+    for row, spoken in enumerate(predicted):
+        program = program_of(spoken_ids(spoken, modality))
+        for kind, a, b, c in program:
+            if kind == grammar.OBJECT and stated[row, 0] < 0:
+                stated[row, :3] = b, c, a
+            elif kind == grammar.AT and a == 0:
+                stated[row, 3:] = b, c
+    said = stated >= 0
+    said[:, 0] = True  # a caption without a colour is wrong
+    right = said & (stated == true)
+    sizes = (8, 6, 3, 3, 3)
+    counts = np.stack([np.bincount(column, minlength=8)[:8] for column in true.T])
+    assert all(column[size:].sum() == 0 for column, size in zip(counts, sizes))
+    sums = np.stack([right.sum(axis=0), said.sum(axis=0), np.full(5, len(true))])
+    return {"caption_stated": sums.astype(float), "caption_counts": counts}
+
+
+def det_seq(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
+    """Overlap of the first box read with the true one, and of each box with the mean box, the blind guess."""
+    true = truth["boxes"][:, 0].astype(float)
+    side = truth["semseg"].shape[1]
+    found = np.zeros((len(true), 4))
+    for row, spoken in enumerate(predicted):
+        bins = spoken_ids(spoken, modality)[1:5] - grammar.COORDINATE
+        if len(bins) == 4 and (bins >= 0).all() and (bins < 64).all():
+            found[row] = bins * side / 64 + (0, 0, side / 64, side / 64)
+    mean = np.broadcast_to(true.mean(axis=0), true.shape)
+    return {"box": np.array([overlap(found, true).sum(), overlap(mean, true).sum(), len(true)])}
+
+
+def overlap(first: Float[np.ndarray, "n 4"], second: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
+    """Intersection over union of boxes y0, x0, y1, x1."""
+    low, high = np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])
+    both = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = [np.prod(np.clip(one[:, 2:] - one[:, :2], 0, None), axis=1) for one in (first, second)]
+    return both / np.maximum(areas[0] + areas[1] - both, 1e-9)
+
+
+FIGURES: dict[str, Callable[..., Sums]] = {"semseg": semseg, "depth": depth, "caption": caption, "det_seq": det_seq}
+
+
+def pictures(name: str, pixels: Float[np.ndarray, "n side side 3"], programs: np.ndarray) -> Sums:
+    """Whether pictures show an object in the stated cell, of the stated colour, and one object at all.
+
+    Args:
+        name: whose pictures.
+        pixels: in [-1, 1].
+        programs: what their captions state.
+    """
+    images: UInt8[np.ndarray, "..."] = to_uint8(pixels)
+    side = images.shape[1]
+    sums = np.zeros((3, 2))
+    for parsed, program in zip(checker.parse_batch(images), programs):
+        shown = parsed.objects[:1]  # the largest
+        sums[2] += (len(parsed.objects) == 1, 1)
+        for kind, a, b, c in program:
+            if kind == grammar.AT and a == 0:
+                sums[0] += (any((3 * one.row // side, 3 * one.column // side) == (b, c) for one in shown), 1)
+            elif kind == grammar.OBJECT:
+                sums[1] += (any(one.colour == b for one in shown), 1)
+    return {f"picture_{name}": sums}
+
+
+def figures(sums: Sums) -> dict[str, float]:
+    """What the sums mean."""
+    found: dict[str, float] = {}
+    if "semseg_counts" in sums:
+        counts = sums["semseg_counts"]
+        guess = counts.argmax(axis=0)
+        both = np.array([counts[region][guess == region].sum() for region in range(REGIONS)])
+        either = np.array(
+            [counts[region].sum() + counts.sum(axis=0)[guess == region].sum() for region in range(REGIONS)]
+        )
+        found["rgb_to_semseg_miou_marginal"] = float((both / np.maximum(either - both, 1)).mean())
+        for name, suffix in (("predicted", ""), ("ceiling", "_ceiling")):
+            both, either = sums[f"semseg_{name}"]
+            found[f"rgb_to_semseg_miou{suffix}"] = float((both / np.maximum(either, 1)).mean())
+    if "depth_sum" in sums:
+        scenes = sums["depth_scenes"]
+        spread = sums["depth_squares"] - np.square(sums["depth_sum"]) / scenes
+        found["rgb_to_depth_rmse_marginal"] = float(np.sqrt(np.maximum(spread, 0).sum() / (scenes * spread.size)))
+        for name, suffix in (("predicted", ""), ("ceiling", "_ceiling")):
+            found[f"rgb_to_depth_rmse{suffix}"] = float(np.sqrt(np.divide(*sums[f"depth_{name}"])))
+    if "caption_stated" in sums:
+        right, said, total = sums["caption_stated"]
+        for index, name in enumerate(ATTRIBUTES):
+            found[f"rgb_to_caption_{name}"] = float(right[index] / max(said[index], 1))
+            found[f"rgb_to_caption_{name}_stated"] = float(said[index] / total[index])
+            found[f"rgb_to_caption_{name}_marginal"] = float(sums["caption_counts"][index].max() / total[index])
+    if "box" in sums:
+        overlaps, blind, count = sums["box"]
+        found |= {"rgb_to_box_iou": float(overlaps / count), "rgb_to_box_iou_marginal": float(blind / count)}
+    for name in (key for key in sums if key.startswith("picture_")):
+        whose = name.removeprefix("picture_")
+        label = whose if whose == "tokenizer" else f"{whose.replace('caption', 'caption_to_rgb', 1)}"
+        for index, kind in enumerate(("cell", "colour", "one_object")):
+            right, count = sums[name][index]
+            found[f"{label}_{kind}"] = float(right / max(count, 1))
+    return found
+
+
+def table(metrics: Mapping[str, float]) -> list[str]:
+    """Lines for a person: each figure beside the blind guess and the tokenizers' ceiling, where there are such."""
+    lines = [f"{'from pixels, in one step':34} {'model':>8} {'marginal':>9} {'ceiling':>8}"]
+    for name, value in metrics.items():
+        if not name.startswith("rgb_to_") or name.endswith(("_marginal", "_ceiling", "_stated")):
+            continue
+        beside = [metrics.get(f"{name}{suffix}") for suffix in ("_marginal", "_ceiling")]
+        shown = [f"{other:.3f}" if other is not None else "" for other in beside]
+        lines.append(f"{name:34} {value:8.3f} {shown[0]:>9} {shown[1]:>8}")
+    lines.append(f"{'pictures from captions':34} {'cell':>8} {'colour':>9} {'one':>8}")
+    for name in (key.removesuffix("_cell") for key in metrics if key.endswith("_cell")):
+        shown = [f"{metrics[f'{name}_{kind}']:.3f}" for kind in ("cell", "colour", "one_object")]
+        lines.append(f"{name:34} {shown[0]:>8} {shown[1]:>9} {shown[2]:>8}")
+    return lines
