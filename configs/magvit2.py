@@ -3,7 +3,8 @@
     python train.py --config=configs/magvit2.py
 
 Shows originals above their reconstructions in samples/, what a checker reads from either, and how the 1024 codes are
-used. `tiny_digits` does the same on real handwritten digits that move, which a classifier reads.
+used. `tiny_digits` does the same on real handwritten digits that move, which a classifier reads; `tiny_images` on
+pictures, without time.
 
 `video`: 17 frames of 128 pixels on a folder of clips of your own (--config.data.source=folder:/path/to/clips). `image`:
 ImageNet-1k at 256 pixels. Losses and weights are Open-MAGVIT2's but for the perceptual one, which compares features of
@@ -23,13 +24,20 @@ def get_config(variant="tiny"):
     if variant == "tiny_digits":
         recipes.tokenizer_digits(config, 9, low=-1.0)
         return tiny(config, channels=1)
+    if variant == "tiny_images":
+        recipes.tokenizer_scenes(config, low=-1.0)
+        tiny(config, channels=3)
+        config.model.update({"num_frames": 0, "temporal_downsample": (), "norm": "group"})
+        config.batch_size, config.total_steps, config.eval.batch_size = 16, 400, 128
+        return config
     if variant == "video":
         recipes.clips(config, frames=17, size=128, stride=4, low=-1.0)
         return tokenizer(config, variant, field="video", batch_size=32, adversarial_weight=0.3)
     if variant == "image":
         recipes.imagenet_pixels(config, size=256, low=-1.0)
         return tokenizer(config, variant, field="image", batch_size=128, adversarial_weight=0.1)
-    raise ValueError(f"no variant {variant!r}; there are: {', '.join(['tiny', *zoo.sizes('magvit2'), 'tiny_digits'])}")
+    variants = ["tiny", *zoo.sizes("magvit2"), "tiny_digits", "tiny_images"]
+    raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
 def tiny(config, channels):

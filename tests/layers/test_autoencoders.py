@@ -5,8 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_zoo.layers.autoencoders import ConvolutionalDecoder, ConvolutionalEncoder, ResidualBlock
-from transformer_zoo.layers.discriminators import DiscriminatorBlock, StyleGANDiscriminator
+from transformer_zoo.layers.autoencoders import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    ResidualBlock,
+    fold_pixels,
+    unfold_pixels,
+)
+from transformer_zoo.layers.discriminators import DiscriminatorBlock, PatchDiscriminator, StyleGANDiscriminator
 
 
 def normal(seed, *shape):
@@ -104,3 +110,37 @@ def test_logits_judge_each_sample_alone():
     logits, _ = network.apply(variables, x)
     changed, _ = network.apply(variables, x.at[1].add(1.0))
     assert logits.shape == (3,) and (logits != changed).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("sides", [(8, 12), (4, 8, 8)])
+def test_patch_discriminators_have_a_logit_a_patch_and_no_sample_sees_another(sides):
+    x, network = normal(0, 3, *sides, 2), PatchDiscriminator(4, num_layers=2)
+    variables = filled(network, x)
+
+    @jax.jit
+    def judge(x):
+        return network.apply(variables, x)[0]
+
+    logits, alone = judge(x), judge(x.at[1:].add(1.0))
+    assert logits.shape == (3, *(side // 4 for side in sides))
+    np.testing.assert_array_equal(alone[0], logits[0])
+    assert np.abs(alone[1:] - logits[1:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("sides", [(4, 6), (3, 4, 6)])
+def test_folded_pixels_are_all_there(sides):
+    x = normal(0, 2, *sides, 3)
+    folded = fold_pixels(x, 2)
+    assert folded.shape == (2, *sides[:-2], 2, 3, 12)
+    np.testing.assert_array_equal(folded[..., 1, 2, :], x[..., 2:4, 4:6, :].reshape(*folded.shape[:-3], 12))
+    np.testing.assert_array_equal(unfold_pixels(folded, 2), x)
+
+
+def test_groups_of_single_frames_have_statistics_of_their_own():
+    x = normal(0, 1, 3, 4, 4, 4)
+    changed = x.at[:, 2].add(5.0 * x[:, 2])
+    for norm, same in (("frame_group", True), ("group", False)):
+        block = ResidualBlock(4, norm=norm, causal=True)
+        variables = filled(block, x)
+        before, after = block.apply(variables, x), block.apply(variables, changed)
+        assert bool((before[:, :2] == after[:, :2]).all()) is same

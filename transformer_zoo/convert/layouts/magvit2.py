@@ -78,7 +78,7 @@ def arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, Any]:
     clips = "encoder.conv_in.conv_1.weight" in arrays
     wrapped = ".conv_1" if clips else ""
     stem = arrays[f"encoder.conv_in{wrapped}.weight"]
-    levels = count(arrays, "encoder.down.{i}.block.0.norm1.weight")
+    levels = count(arrays, "encoder.down.{i}")
     firsts = [arrays[f"encoder.down.{level}.block.0.norm2.weight"] for level in range(levels)]
     ups = [arrays[f"decoder.up.{level}.upsample.conv1{wrapped}.weight"].shape[:2] for level in range(1, levels)]
     found = {
@@ -86,7 +86,7 @@ def arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str, Any]:
         "channels": stem.shape[1],
         "multipliers": tuple(first.shape[0] // stem.shape[0] for first in firsts),
         "temporal_downsample": tuple(after == 8 * before for after, before in ups),
-        "num_blocks": count(arrays, "encoder.mid_block.{i}.norm1.weight"),
+        "num_blocks": count(arrays, "encoder.mid_block.{i}"),
         "bits": arrays[f"encoder.conv_out{wrapped}.weight"].shape[0],
     }
     return found if clips else found | {"num_frames": 0}
@@ -97,6 +97,7 @@ LAYOUTS = {
         table=table,
         marks=("encoder.mid_block.0.norm1.weight", "decoder.adaptive.0.gamma.weight"),
         arguments=arguments,
+        untold=("num_frames", "image_size"),
     )
 }
 

@@ -89,7 +89,7 @@ def tokenizer_arguments(arrays: Arrays, options: Mapping[str, Any]) -> dict[str,
         "channels": channels,
         "patch_size": round((pixels / channels) ** 0.5),
         "width": width,
-        "num_blocks": count(arrays, "encoder.res_layers.{i}.layers.1.weight"),
+        "num_blocks": count(arrays, "encoder.res_layers.{i}"),
         "num_codes": codes - hole_codes,
         "num_hole_codes": hole_codes,
     }

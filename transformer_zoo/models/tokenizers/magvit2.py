@@ -30,6 +30,7 @@ from transformer_zoo.layers.autoencoders import (
 )
 from transformer_zoo.layers.convolutions_3d import depth_to_space
 from transformer_zoo.layers.quantizers.scalar import LookupFreeQuantizer
+from transformer_zoo.layers.quantizers.vector import VectorQuantizer
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 
 
@@ -132,6 +133,7 @@ class MAGVIT2Tokenizer(Tokenizer):
         temporal_downsample: whether time is halved after each level but the last.
         num_blocks: residual blocks of a level.
         bits: of an id.
+        table_width: if not 0, ids are looked up in a table of 2^bits codes of this width, as the paper compares with.
         entropy_weight, commitment_weight: see `LookupFreeQuantizer`.
         norm: 'group', or 'frame_group', see the head of this file.
         patch, remat, dtype: see `ConvolutionalEncoder`.
@@ -145,6 +147,7 @@ class MAGVIT2Tokenizer(Tokenizer):
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     num_blocks: int = 4
     bits: int = 18
+    table_width: int = 0
     entropy_weight: float = 0.1
     commitment_weight: float = 0.25
     norm: str = "group"
@@ -189,8 +192,12 @@ class MAGVIT2Tokenizer(Tokenizer):
             remat=self.remat,
             dtype=self.dtype,
         )
-        self.encoder = ConvolutionalEncoder(latent_width=self.bits, **shared)
-        self.quantizer = LookupFreeQuantizer(self.bits, self.entropy_weight, self.commitment_weight)
+        self.encoder = ConvolutionalEncoder(latent_width=self.table_width or self.bits, **shared)
+        self.quantizer: nn.Module = (
+            VectorQuantizer(self.codebook_size, self.table_width, self.commitment_weight)
+            if self.table_width
+            else LookupFreeQuantizer(self.bits, self.entropy_weight, self.commitment_weight)
+        )
         self.decoder = CausalDecoder(channels=self.channels, **shared)
 
 
