@@ -18,6 +18,7 @@ from transformer_zoo.models.multimodal.fourm.task import FourMTask
 from transformer_zoo.task import Context, Variables
 from transformer_zoo.training import checkpoints
 from transformer_zoo.training.config import load_config
+from transformer_zoo.training.flops import count_flops
 from transformer_zoo.training.sharding import path_of
 from transformer_zoo.training.state import abstract_variables
 
@@ -302,3 +303,21 @@ def test_lora_starts_as_the_network_and_fuses_into_it(targets):
     whole = np.asarray(base.params["model"]["encoder"]["blocks"]["attention"]["qkv"]["kernel"][0])
     wanted = np.einsum("d,dphk->phk", x, whole).ravel() + 0.5 * (x @ pair["down"][0]) @ pair["up"][0]
     assert np.allclose(np.einsum("d,dphk->phk", x, kernel[0]).ravel(), wanted, atol=1e-4)
+
+
+def test_what_is_encoded_is_encoded_once_for_all_ids_of_a_sequence():
+    task = task_of()
+    model, modalities = task.network, read_modalities(MODALITIES)
+    params = jax.eval_shape(task.init, jax.random.key(0)).params["model"]
+    pixels = jax.eval_shape(lambda: masking.whole(modalities["pixels"], jnp.ones((2, 4, 4, 1)), shown=True))
+    target = Target("words", "autoregressive")
+
+    def encoded(params, pixels):
+        return generation.encode(model, params, {"pixels": pixels})
+
+    def read(params, pixels, contexts=None):
+        return generation.read_on(model, params, {"pixels": pixels}, target, jax.random.key(0), contexts=contexts)
+
+    context = jax.eval_shape(encoded, params, pixels)
+    whole, rest = count_flops(read, params, pixels).total, count_flops(read, params, pixels, [context]).total
+    assert whole - rest == count_flops(encoded, params, pixels).total > 0
