@@ -105,7 +105,12 @@ def tiny(config):
     )
     config.task = {
         "name": "fourm",
-        "mixture": ({"inputs": {"rgb": 1000.0}, "targets": 0.5}, {"inputs": 0.5, "targets": 0.5}),
+        "mixture": (
+            {"inputs": {"rgb": 1000.0}, "targets": 0.5},
+            {"inputs": 0.5, "targets": 0.5},
+            # Whole captions, or one sentinel alone: what guidance compares with.
+            {"inputs": {"caption": 1000.0}, "targets": 0.5, "keep": {"caption": "binary"}, "weight": 0.75},
+        ),
         "num_inputs": 22,
         "num_targets": 16,
         "evaluate": True,
@@ -113,7 +118,7 @@ def tiny(config):
     config.sampling = {"guidance_scale": 3.0, "temperature": 0.5, "scheme": "roar", "steps": 1, "by_classes": False}
     stands_on(config, {name: f"configs/fourm.py:tokenizer_tiny_{name}" for name in TOKENIZERS})
     scenes(config, ("image", "depth", "semseg", "caption", "boxes", "obj"))
-    config.total_steps, config.batch_size = 1900, 64
+    config.total_steps, config.batch_size = 1400, 64
     config.optimizer = {"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 100, "b2": 0.95}
     config.optimizer.update({"weight_decay": 0.05, "clip_norm": 1.0})
     return config

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.convert.cases.fourm import CASES
+from tests.convert.samples import filled as filled_arrays
 from transformer_zoo import zoo
+from transformer_zoo.convert.files import write_arrays
+from transformer_zoo.convert.layout import layout
+from transformer_zoo.convert.table import export_arrays, flatten
 from transformer_zoo.models.multimodal.fourm import generation, masking, scores
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens, grid_table
 from transformer_zoo.models.multimodal.fourm.modalities import Modality, read_modalities
@@ -18,8 +23,10 @@ from transformer_zoo.models.multimodal.fourm.task import FourMTask
 from transformer_zoo.task import Context, Variables
 from transformer_zoo.training import checkpoints
 from transformer_zoo.training.config import load_config
+from transformer_zoo.training.flops import count_flops
 from transformer_zoo.training.sharding import path_of
 from transformer_zoo.training.state import abstract_variables
+from transformer_zoo.zoo.load import load, save
 
 WORDS = {"kind": "sequence", "length": 5, "vocabulary": 40}
 MODALITIES = {
@@ -302,3 +309,42 @@ def test_lora_starts_as_the_network_and_fuses_into_it(targets):
     whole = np.asarray(base.params["model"]["encoder"]["blocks"]["attention"]["qkv"]["kernel"][0])
     wanted = np.einsum("d,dphk->phk", x, whole).ravel() + 0.5 * (x @ pair["down"][0]) @ pair["up"][0]
     assert np.allclose(np.einsum("d,dphk->phk", x, kernel[0]).ravel(), wanted, atol=1e-4)
+
+
+def test_what_is_encoded_is_encoded_once_for_all_ids_of_a_sequence():
+    task = task_of()
+    model, modalities = task.network, read_modalities(MODALITIES)
+    params = jax.eval_shape(task.init, jax.random.key(0)).params["model"]
+    pixels = jax.eval_shape(lambda: masking.whole(modalities["pixels"], jnp.ones((2, 4, 4, 1)), shown=True))
+    target = Target("words", "autoregressive")
+
+    def encoded(params, pixels):
+        return generation.encode(model, params, {"pixels": pixels})
+
+    def read(params, pixels, contexts=None):
+        return generation.read_on(model, params, {"pixels": pixels}, target, jax.random.key(0), contexts=contexts)
+
+    context = jax.eval_shape(encoded, params, pixels)
+    whole, rest = count_flops(read, params, pixels).total, count_flops(read, params, pixels, [context]).total
+    assert whole - rest == count_flops(encoded, params, pixels).total > 0
+
+
+@pytest.mark.parametrize(
+    "layout_and_kind", [("reference", "biased"), ("vq", ""), ("divae", ""), ("memcodes", ""), ("vit", "")]
+)
+def test_released_files_are_read_and_written(layout_and_kind, tmp_path):
+    module, name = CASES[layout_and_kind], layout_and_kind[0]
+    ours = filled_arrays("fourm", module)
+    theirs = export_arrays(layout("fourm", name).table(module), ours)
+    write_arrays(tmp_path / "released.safetensors", theirs, {"format": "pt"})
+    told = {field: getattr(module, field) for field in ("num_heads", "decoder_num_heads") if hasattr(module, field)}
+    told = told if name != "memcodes" else {}
+    found, variables, _ = load("fourm", "", tmp_path / "released.safetensors", **told)
+    assert found == module
+    save("fourm", found, variables, None, tmp_path / "ours")
+    again, kept, _ = load("fourm", "", tmp_path / "ours")
+    if name == "reference":  # JSON knows no tuples
+        assert again.all_modalities == module.all_modalities
+        again = again.clone(modalities=module.modalities)
+    assert again == module and flatten(kept).keys() == ours.keys()
+    assert all(np.array_equal(value, ours[path]) for path, value in flatten(jax.device_get(kept)).items())

@@ -32,6 +32,7 @@ class Layout:
         untold: fields of the network that no array tells.
         preprocessing: what the library does to images before this network; None where it does nothing fixed.
         prefixes: left out of names, see `import_arrays`.
+        network: the name in the index of the network that it stores, where that is not the paper's first.
     """
 
     table: Callable[[Any], Table]
@@ -40,6 +41,7 @@ class Layout:
     untold: tuple[str, ...] = ()
     preprocessing: Callable[[Any], Preprocessing] | None = None
     prefixes: tuple[str, ...] = ()
+    network: str = ""
 
     def strip(self, arrays: Arrays) -> Arrays:
         """The arrays without the prefixes of their names."""

@@ -18,7 +18,7 @@ from transformer_zoo.convert.preprocessing import Preprocessing
 from transformer_zoo.convert.table import Rule, flatten, import_arrays, unflatten
 from transformer_zoo.training import checkpoints
 from transformer_zoo.zoo.export import FORMAT, save_parameters
-from transformer_zoo.zoo.index import arguments, create, paper, sizes
+from transformer_zoo.zoo.index import arguments, create, paper, papers, sizes
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
@@ -32,12 +32,14 @@ class Source:
         ours: whether the names are our paths.
         arguments: fields of the network that were stored with them.
         preprocessing: stored with them.
+        network: the name of the network in the index; '' is the paper's first.
     """
 
     arrays: Mapping[str, np.ndarray]
     ours: bool = False
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    network: str = ""
 
 
 def load(
@@ -73,7 +75,7 @@ def load(
     source = _read(key, Path(file))
     stated = arguments(key, size) if size else {}
     if source.ours:
-        module = create(key, "", **{**source.arguments, **stated, **options})
+        module = create(source.network or key, "", **{**source.arguments, **stated, **options})
         prefixes: Sequence[str] = ()
         preprocessing = source.preprocessing
     else:
@@ -84,7 +86,7 @@ def load(
         if untold:
             listed = ", ".join(sizes(key)) or "none is listed"
             raise ValueError(f"{file} does not tell {', '.join(untold)}; give a size ({listed}) or these as options")
-        module = create(key, "", **fields)
+        module = create(chosen.network or key, "", **fields)
         table, prefixes = chosen.table(module), chosen.prefixes
         preprocessing = chosen.preprocessing(module) if chosen.preprocessing else None
     abstract = abstract_variables(key, module)
@@ -115,12 +117,15 @@ def save(key: str, module: Any, variables: Any, preprocessing: Preprocessing | N
     folder.mkdir(parents=True, exist_ok=True)
     fields = [field for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
     values = {field.name: getattr(module, field.name) for field in fields}
+    path = f"{type(module).__module__}:{type(module).__name__}"
+    others = {where: name for name, where in paper(key).get("networks", {}).items()} if key in papers() else {}
     config = {
         "paper": key,
+        "network": others.get(path, ""),
         "arguments": {field.name: values[field.name] for field in fields if values[field.name] != field.default},
         "preprocessing": dataclasses.asdict(preprocessing) if preprocessing else None,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, default=dict))
     save_parameters(variables, folder / WEIGHTS)
 
 
@@ -146,7 +151,7 @@ def _with_config(key: str, arrays: Mapping[str, np.ndarray], file: Path) -> Sour
         raise ValueError(f"{file.parent} holds {config['paper']!r}, not {key!r}")
     stored = config.get("preprocessing")
     preprocessing = naming.construct(Preprocessing, stored, f"{file}: preprocessing") if stored else None
-    return Source(arrays, True, config.get("arguments", {}), preprocessing)
+    return Source(arrays, True, config.get("arguments", {}), preprocessing, config.get("network", ""))
 
 
 def _read_run(key: str, path: Path) -> Source:

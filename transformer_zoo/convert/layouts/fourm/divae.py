@@ -206,4 +206,5 @@ LAYOUT = Layout(
     marks=("encoder.proj.weight", "decoder.time_embed.0.weight", "quantize._codebook.embed"),
     arguments=divae_arguments,
     untold=("num_heads",),
+    network="fourm_divae",
 )

@@ -331,6 +331,7 @@ VIT = Layout(
     marks=("encoder_norm.weight", "encoder.0.attn.qkv.weight", "encoder.0.norm1.weight"),
     arguments=vit_arguments,
     untold=("num_heads",),
+    network="fourm_vit",
 )
 
 

@@ -194,9 +194,13 @@ LAYOUTS = {
         marks=("encoder.proj.weight", "decoder.out_proj.weight", "quantize._codebook.embed"),
         arguments=vq_arguments,
         untold=("num_heads", "decoder_num_heads"),
+        network="fourm_tokenizer",
     ),
     "memcodes": Layout(
-        table=vectors, marks=("encoder.linear_in.weight", "quantize.codes"), arguments=vectors_arguments
+        table=vectors,
+        marks=("encoder.linear_in.weight", "quantize.codes"),
+        arguments=vectors_arguments,
+        network="fourm_vector_tokenizer",
     ),
 }
 

@@ -117,10 +117,18 @@ class FourMDiVAE(nn.Module):
         predicted, found = self.decoder(jnp.concatenate([patches, spread], axis=-1), times)
         return unpatchify(tokens_of(predicted), grid, self.decoder_patch_size), found
 
-    def __call__(self, pixels: Maps, noised: Maps, times: Times, *, train: bool = False) -> tuple[Maps, Found]:
+    def __call__(
+        self,
+        pixels: Maps,
+        noised: Maps,
+        times: Times,
+        dropped: Bool[Array, "batch new_rows new_columns"] | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[Maps, Found]:
         """The prediction, and 'ids', 'quantized', 'losses', 'metrics' (see `Quantized`), 'latents' and more."""
         codes, aux = self.encode(pixels, train=train)
-        predicted, found = self.denoise(noised, times, codes.values)
+        predicted, found = self.denoise(noised, times, codes.values, dropped)
         given = {"ids": codes.ids, "quantized": codes.values, "losses": codes.losses, "metrics": codes.metrics}
         return predicted, {**given, **aux, "decoder": found}
 

@@ -151,11 +151,8 @@ class AnyToAny(Evaluator):
                 truth = {key: np.asarray(value)[rows] for key, value in batch.items() if isinstance(value, np.ndarray)}
                 sums |= scores.FIGURES[field](*views, truth, modality)
         programs = np.stack([scores.program_of(ids) for ids in np.asarray(batch["caption"])[rows]])
-        others = np.roll(programs, 1, axis=0)
         for name, drawn in arrays["drawn"].items():
             sums |= scores.pictures(name, drawn[rows], programs)
-            if name == "caption":
-                sums |= scores.pictures("caption_shuffled", drawn[rows], others)
         if self.picture:
             sums |= scores.pictures("tokenizer", arrays["ceiling"][self.picture][rows], programs)
         if state is not None:

@@ -51,12 +51,24 @@ def encode(network: FourM, params: Tree, known: Known) -> Encoded:
 
 
 def predict(
-    network: FourM, params: Tree, context: Encoded, name: str, tokens: Tokens, slots: int = 0
+    network: FourM, params: Tree, context: Encoded, name: str, tokens: Tokens, slots: int = 0, only: Any = None
 ) -> tuple[Float[Array, "batch slots ids"], Slots]:
-    """Logits of one modality's targets, and which they are; `slots` 0 means as many as there are places."""
+    """Logits of one modality's targets, and which they are.
+
+    Args:
+        network: the transformer.
+        params: its parameters.
+        context: what it has encoded.
+        name: of the modality.
+        tokens: with what is asked for as targets.
+        slots: how many at most; 0 means as many as there are places.
+        only: the one slot whose logits are wanted.
+    """
     slots = slots or tokens.targets.shape[1]
     asked: Any = network.apply({"params": params}, {name: tokens}, slots, method="choose_targets")
     decoded, _ = network.apply({"params": params}, asked, *context[::-1], method="decode")
+    if only is not None:
+        decoded = jax.lax.dynamic_slice_in_dim(decoded, only, 1, axis=1)
     values: Any = network.apply({"params": params}, name, decoded, method="logits")
     return values, asked
 
@@ -190,8 +202,8 @@ def read_on(
     def step(state: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
         ids, done = state
         here = Tokens(ids, ~everywhere, everywhere)
-        found = [predict(network, params, context, name, here, length - 1)[0] for context in contexts]
-        values = weighted(found, passes)[:, index]
+        found = [predict(network, params, context, name, here, length - 1, index)[0] for context in contexts]
+        values = weighted(found, passes)[:, 0]
         filtered = sampling.temper(sampling.filter_logits(values, target.top_k, target.top_p), target.temperature)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), values.shape) * (target.temperature > 0)
         new = jnp.where(done, 0, sampling.draw(filtered, noise))

@@ -103,15 +103,25 @@ FIGURES: dict[str, Callable[..., Sums]] = {"semseg": semseg, "depth": depth, "ca
 def pictures(name: str, pixels: Float[np.ndarray, "n side side 3"], programs: np.ndarray) -> Sums:
     """Whether pictures show an object in the stated cell, of the stated colour, and one object at all.
 
+    Beside these sums stand those of the same pictures with the captions of others, which count what is right by chance.
+
     Args:
         name: whose pictures.
         pixels: in [-1, 1].
         programs: what their captions state.
     """
     images: UInt8[np.ndarray, "..."] = to_uint8(pixels)
-    side = images.shape[1]
+    found, side = checker.parse_batch(images), images.shape[1]
+    return {
+        f"picture_{name}": _agreements(found, programs, side),
+        f"picture_{name}_shuffled": _agreements(found, np.roll(programs, 1, axis=0), side),
+    }
+
+
+def _agreements(found: list[checker.Parsed], programs: np.ndarray, side: int) -> Float[np.ndarray, "3 2"]:
+    """How often cell, colour and number are right, and of how many."""
     sums = np.zeros((3, 2))
-    for parsed, program in zip(checker.parse_batch(images), programs):
+    for parsed, program in zip(found, programs):
         shown = parsed.objects[:1]  # the largest
         sums[2] += (len(parsed.objects) == 1, 1)
         for kind, a, b, c in program:
@@ -119,7 +129,7 @@ def pictures(name: str, pixels: Float[np.ndarray, "n side side 3"], programs: np
                 sums[0] += (any((3 * one.row // side, 3 * one.column // side) == (b, c) for one in shown), 1)
             elif kind == grammar.OBJECT:
                 sums[1] += (any(one.colour == b for one in shown), 1)
-    return {f"picture_{name}": sums}
+    return sums
 
 
 def figures(sums: Sums) -> dict[str, float]:
@@ -153,7 +163,7 @@ def figures(sums: Sums) -> dict[str, float]:
         found |= {"rgb_to_box_iou": float(overlaps / count), "rgb_to_box_iou_marginal": float(blind / count)}
     for name in (key for key in sums if key.startswith("picture_")):
         whose = name.removeprefix("picture_")
-        label = whose if whose == "tokenizer" else f"{whose.replace('caption', 'caption_to_rgb', 1)}"
+        label = whose.replace("caption", "caption_to_rgb", 1)
         for index, kind in enumerate(("cell", "colour", "one_object")):
             right, count = sums[name][index]
             found[f"{label}_{kind}"] = float(right / max(count, 1))

@@ -162,7 +162,7 @@ class FourMTask(Task):
         """A field's values from ids [batch, places]."""
         network = self.tokenizers[modality.tokenizer]
         frozen = variables.frozen[modality.tokenizer]
-        written = apply_frozen(network, frozen, ids.reshape(ids.shape[0], *modality.grid), method="detokenize")
+        written = apply_frozen(network, frozen, ids.reshape(ids.shape[0], *network.id_shape), method="detokenize")
         return network.values_of(written)
 
     def mask(self, key: Key[Array, ""], values: Mapping[str, Values]) -> dict[str, Tokens]:

@@ -9,14 +9,33 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Tree, Variables
+from transformer_zoo import naming
+from transformer_zoo.diffusion.ddpm import add_noise, ddim_step, sampling_times, signal_shares
+from transformer_zoo.layers.patches import grid_of
+from transformer_zoo.models.multimodal.fourm.divae import FourMDiVAE
+from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, Tree, Variables
 from transformer_zoo.tasks.networks import apply_network, init_network
 from transformer_zoo.tasks.tokenization import Tokenization, codebook_usage
+
+FEATURE_LOSSES = ("smooth_l1", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
 class FourMTokenization(Tokenization):
-    """Trains a `FourMTokenizer`: squared or absolute error of pixels, smooth L1 of maps and features, cross-entropy."""
+    """Trains a `FourMTokenizer` or a `FourMVectorTokenizer`.
+
+    The error of pixels is squared or absolute (`pixel_loss`), that of maps smooth L1, that of classes cross-entropy.
+
+    Attributes:
+        feature_loss: of features, 'smooth_l1' (maps of features, poses) or 'cosine' (global features).
+    """
+
+    feature_loss: str = "smooth_l1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feature_loss not in FEATURE_LOSSES:
+            raise naming.unknown("task.feature_loss", self.feature_loss, FEATURE_LOSSES)
 
     def spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
         one = self.network.field
@@ -25,7 +44,7 @@ class FourMTokenization(Tokenization):
     def init(self, key: Key[Array, ""]) -> Variables:
         values = jnp.zeros(self.network.field.shape, self.network.field.dtype)
         params, state = init_network(self.network, key, self.network.channels_of(values))
-        return Variables(params={"model": params}, state={"model": state})
+        return Variables(params={"model": params}, state={"model": state} if state else {})
 
     def check(self, batch: Batch) -> None:
         if self.network.reads == "pixels":
@@ -44,6 +63,8 @@ class FourMTokenization(Tokenization):
             return super().pixel_errors(pixels, reconstruction)
         if self.network.reads == "classes":
             return optax.softmax_cross_entropy(reconstruction, pixels)
+        if self.network.reads == "features" and self.feature_loss == "cosine":
+            return 1 - optax.losses.cosine_similarity(reconstruction, pixels, epsilon=1e-8)
         return optax.losses.huber_loss(reconstruction, pixels)
 
     def evaluators(self) -> dict[str, Evaluator]:
@@ -72,7 +93,8 @@ class MapReconstruction(Evaluator):
         assert self.task is not None
         network, kept = self.task.network, batch["weight"] > 0
         found, values = arrays["found"][kept], np.asarray(arrays["values"])[kept]
-        new: dict[str, Any] = {"codes": np.bincount(arrays["ids"][kept].ravel(), minlength=network.codebook_size)}
+        ids = arrays["ids"][kept].reshape(-1, network.num_codebooks)
+        new: dict[str, Any] = {"codes": np.stack([np.bincount(c, minlength=network.codebook_size) for c in ids.T])}
         if network.reads == "classes":
             new |= {"right": (found == values).sum(), "count": values.size}
             new["classes"] = np.bincount(values.ravel(), minlength=network.channels)
@@ -82,7 +104,7 @@ class MapReconstruction(Evaluator):
         return new if state is None else self.merge(state, new)
 
     def result(self, state: dict) -> Result:
-        metrics = codebook_usage(state["codes"][None])
+        metrics = codebook_usage(state["codes"])
         count = state["count"]
         if "right" in state:
             metrics["accuracy"] = float(state["right"] / count)
@@ -92,3 +114,68 @@ class MapReconstruction(Evaluator):
         metrics["rmse"] = float(np.sqrt(state["error"] / count))
         metrics["mean_rmse"] = float(np.sqrt(max(spread, 0.0) / count))
         return Result(metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class FourMDiffusion(Task):
+    """Trains a `FourMDiVAE`: its decoder predicts clean pixels from noised ones and codes, at a random time.
+
+    Attributes:
+        network: encoder, codes and diffusion decoder.
+        field: of the batch that holds the pixels, in [-1, 1].
+        schedule: of the noise, see `diffusion.ddpm`; its last time has no signal.
+        drop_share: of the places, in a random half of the samples, whose code is not told.
+        steps: of DDIM when pixels are decoded.
+    """
+
+    network: FourMDiVAE
+    field: str = "image"
+    schedule: str = "linear"
+    drop_share: float = 0.0
+    steps: int = 50
+
+    @property
+    def signal(self) -> np.ndarray:
+        """Share of signal at each of the 1000 times."""
+        return signal_shares(self.schedule, zero_terminal=True)
+
+    def spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = (batch_size, *self.network.image_size, self.network.channels)
+        return {self.field: jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        pixels = jnp.zeros(self.spec()[self.field].shape)
+        params, state = init_network(self.network, key, pixels, pixels, jnp.zeros(1, jnp.int32))
+        return Variables(params={"model": params}, state={"model": state})
+
+    def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
+        time_key, noise_key, drop_key, who_key, code_key = jax.random.split(ctx.key, 5)
+        pixels, signal = batch[self.field], self.signal
+        times = jax.random.randint(time_key, (len(pixels),), 0, len(signal))
+        noised = add_noise(pixels, jax.random.normal(noise_key, pixels.shape), times, signal)
+        dropped = None
+        if self.drop_share and ctx.train:
+            grid = (len(pixels), *grid_of(self.network.image_size, self.network.patch_size))
+            some = jax.random.bernoulli(who_key, 0.5, (len(pixels), 1, 1))
+            dropped = some & jax.random.bernoulli(drop_key, self.drop_share, grid)
+        inputs = pixels, noised, times, dropped
+        predicted, aux, state = apply_network(self.network, variables, *inputs, key=code_key, train=ctx.train)
+        error = jnp.square(predicted - pixels).mean()
+        total = error + sum(aux["losses"].values(), jnp.zeros(()))
+        return total, Aux(metrics={"pixel_loss": error, **aux["metrics"]}, state=state)
+
+    def decode(self, variables: Variables, ids: Array, key: Key[Array, ""]) -> Array:
+        """Pixels of ids, by DDIM from noise."""
+        given = {"params": variables.params["model"], **variables.state["model"]}
+        codes = self.network.apply(given, ids, method="lookup")
+        signal, times = self.signal, sampling_times(self.steps)
+        shares = np.append(signal[times], 1.0)
+        sample = jax.random.normal(key, (len(ids), *self.network.image_size, self.network.channels))
+
+        def step(sample: Array, index: Array) -> tuple[Array, None]:
+            now = jnp.full((len(ids),), jnp.asarray(times)[index])
+            predicted, _ = self.network.apply(given, sample, now, codes, method="denoise")
+            here, after = (jnp.asarray(shares, jnp.float32)[index + ahead] for ahead in (0, 1))
+            return ddim_step(predicted, sample, here, after, "sample", clip=1.0), None
+
+        return jax.lax.scan(step, sample, jnp.arange(len(times)))[0]

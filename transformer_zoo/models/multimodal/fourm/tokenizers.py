@@ -179,6 +179,11 @@ class FourMTokenizer(Tokenizer):
         return grid_of(self.image_size, self.patch_size)
 
     @property
+    def id_shape(self) -> tuple[int, ...]:
+        """Of one sample's ids."""
+        return self.grid
+
+    @property
     def codebook_size(self) -> int:
         """How many values an id has."""
         return self.num_codes
@@ -277,6 +282,44 @@ class FourMVectorTokenizer(Tokenizer):
     num_codes: int = 8_192
     num_heads: int = 16
     dtype: Any = None
+
+    @property
+    def reads(self) -> str:
+        """What its field holds, see `FourMTokenizer`."""
+        return "features"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (self.channels,)
+
+    @property
+    def field(self) -> jax.ShapeDtypeStruct:
+        """What stands for one sample of the field that it reads, with a batch axis."""
+        return jax.ShapeDtypeStruct((1, self.channels), jnp.float32)
+
+    @property
+    def id_shape(self) -> tuple[int, ...]:
+        """Of one sample's ids."""
+        return (self.num_heads,)
+
+    @property
+    def codebook_size(self) -> int:
+        """How many values an id has."""
+        return self.num_codes
+
+    @property
+    def num_codebooks(self) -> int:
+        """Ids of a vector, each of a codebook of its own."""
+        return self.num_heads
+
+    def channels_of(self, values: Array) -> Array:
+        """A field's values as the network takes them."""
+        return values.astype(jnp.float32)
+
+    def values_of(self, written: Array) -> Array:
+        """What the network writes as a field's values."""
+        return written
 
     def setup(self) -> None:
         shared = dict(depth=self.depth, width=self.width, expansion=self.expansion, dtype=self.dtype)
