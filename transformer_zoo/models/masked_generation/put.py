@@ -85,6 +85,9 @@ class UQTransformer(nn.Module):
         return logits.astype(jnp.float32).reshape(shape), {"embedded": embedded, "levels": levels}
 
 
+SUREST_FIRST = Sampling(order="highest_logit", choice_temperature=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class InpaintingTokens(MaskedTokens):
     """Cross-entropy of the codes of patches with holes, from the features of what is left of the image.
@@ -96,7 +99,7 @@ class InpaintingTokens(MaskedTokens):
             filled ones do in sampling.
     """
 
-    sampling: Sampling = Sampling(order="highest_logit", choice_temperature=0.0)
+    sampling: Sampling = SUREST_FIRST
     tokens_per_step: int = 4
     quantized_share: float = 0.3
 
