@@ -4,7 +4,10 @@
 
 Trains its three tokenizers first (`tokenizer_tiny_rgb`, `_depth`, `_semseg`), then the model. samples/ shows the
 any-to-any page, a row for each modality as the only input and a column for each that is predicted, and a table of what
-is predicted from pixels beside the blind guess and the tokenizers' ceiling.
+is predicted from pixels beside the blind guess and the tokenizers' ceiling. Measured on 1,024 held-out scenes, from
+pixels in one step: IoU of sky, ground and objects 0.84 (blind 0.58, ceiling 0.89), depth off by 0.058 (0.095, 0.052),
+captions with the right colour 1.00, row 0.91, column 0.88, size 0.91, shape 0.31. Pictures from captions do not follow
+them yet. About 5 minutes on 2 cores, tokenizers included.
 
 `Ti`, `S`, `B`, `L`, `XL` (SwiGLU, no biases), `B_gelu`: pretraining on 4M-7's modalities; `B_21`, `L_21`, `XL_21` on
 4M-21's, from the runs on seven. `super_resolution_L` and `text_to_image_B` specialise them. Records hold one field a
@@ -105,12 +108,7 @@ def tiny(config):
     )
     config.task = {
         "name": "fourm",
-        "mixture": (
-            {"inputs": {"rgb": 1000.0}, "targets": 0.5},
-            {"inputs": 0.5, "targets": 0.5},
-            # Whole captions, or one sentinel alone: what guidance compares with.
-            {"inputs": {"caption": 1000.0}, "targets": 0.5, "keep": {"caption": "binary"}, "weight": 0.75},
-        ),
+        "mixture": ({"inputs": {"rgb": 1000.0}, "targets": 0.5}, {"inputs": 0.5, "targets": 0.5}),
         "num_inputs": 22,
         "num_targets": 16,
         "evaluate": True,

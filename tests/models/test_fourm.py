@@ -149,6 +149,16 @@ def _spread(mask, values):
     return mask.reshape(values.shape)
 
 
+def test_probes_read_the_encoder_of_whole_images():
+    task = task_of()
+    variables, ctx = jax.eval_shape(task.init, jax.random.key(0)), Context(jax.random.key(0), 0)
+    found = jax.eval_shape(lambda v, b: task.features(v, b, ctx), variables, task.spec(3))
+    assert found["pooled"].shape == (3, 8)
+    blind = task_of({name: one for name, one in MODALITIES.items() if name != "pixels"})
+    with pytest.raises(ValueError, match="offers no features"):
+        blind.features(variables, {}, ctx)
+
+
 def test_mixtures_say_who_is_shown_and_asked():
     task = task_of(mixture=({"inputs": {"pixels": 1000.0}, "targets": {"words": 1.0}},))
     tokens = task.mask(jax.random.key(0), task.values(Variables({}), batch_of(task, 50)))

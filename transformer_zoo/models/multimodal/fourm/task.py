@@ -15,7 +15,8 @@ from transformer_zoo import naming
 from transformer_zoo.layers.lora import fuse, lora_parameters
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens
 from transformer_zoo.models.multimodal.fourm.evaluation import AnyToAny, Sampling
-from transformer_zoo.models.multimodal.fourm.masking import Mixture, mask_batch, read_mixture
+from transformer_zoo.models.multimodal.fourm.generation import encode
+from transformer_zoo.models.multimodal.fourm.masking import Mixture, mask_batch, read_mixture, whole
 from transformer_zoo.models.multimodal.fourm.modalities import (
     Modality,
     Values,
@@ -195,6 +196,14 @@ class FourMTask(Task):
 
     def evaluators(self) -> dict[str, Evaluator]:
         return {"": AnyToAny(task=self)} if self.evaluate else {}
+
+    def features(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
+        pixels = [name for name, modality in self.network.inputs.items() if modality.kind == "pixels"]
+        if not pixels:
+            return super().features(variables, batch, ctx)
+        values = read_values(pixels[0], self.modalities[pixels[0]], batch)
+        known = {pixels[0]: whole(self.modalities[pixels[0]], values, shown=True)}
+        return {"pooled": encode(self.network, self.parameters(variables), known).encoded.mean(axis=1)}
 
     def depths(self, params: Tree) -> Tree:
         return self.network.layer_numbers(params)
