@@ -25,7 +25,7 @@ from transformer_zoo.layers.blocks import Block, drop_path_rates, scan_blocks
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.models.tokenizers.pvqvae import hide, random_holes, whole_patches
 from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Tree, Variables
-from transformer_zoo.tasks.masked_tokens import MaskedTokens, Sampling
+from transformer_zoo.tasks.masked_tokens import MaskedTokens
 from transformer_zoo.tasks.networks import apply_frozen, apply_network, frozen_network, init_network
 
 Images = Float[Array, "batch height width channels"]
@@ -85,9 +85,6 @@ class UQTransformer(nn.Module):
         return logits.astype(jnp.float32).reshape(shape), {"embedded": embedded, "levels": levels}
 
 
-SUREST_FIRST = Sampling(order="highest_logit", choice_temperature=0.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class InpaintingTokens(MaskedTokens):
     """Cross-entropy of the codes of patches with holes, from the features of what is left of the image.
@@ -99,7 +96,6 @@ class InpaintingTokens(MaskedTokens):
             filled ones do in sampling.
     """
 
-    sampling: Sampling = SUREST_FIRST
     tokens_per_step: int = 4
     quantized_share: float = 0.3
 
