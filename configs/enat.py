@@ -31,7 +31,8 @@ def get_config(variant="tiny"):
         return scenes(config)
     if variant in zoo.sizes("enat"):
         return imagenet(config, variant)
-    raise ValueError(f"no variant {variant!r}; there are: tiny, maskgit_tiny, {', '.join(zoo.sizes('enat'))}")
+    variants = ["tiny", *zoo.sizes("enat"), "maskgit_tiny"]
+    raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
 def scenes(config):

@@ -54,7 +54,14 @@ def get_config(variant="tiny"):
         return tokenizer_tiny(config, channels=1)
     if variant.startswith("tokenizer_") and variant in zoo.sizes("magvit"):
         return tokenizer(config, variant)
-    variants = [*TINY, *zoo.sizes("magvit"), "tokenizer_tiny", "tokenizer_tiny_digits"]
+    variants = [
+        "tiny",
+        *zoo.sizes("magvit"),
+        "fixed_tiny",
+        "prediction_tiny",
+        "tokenizer_tiny",
+        "tokenizer_tiny_digits",
+    ]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 

@@ -25,7 +25,8 @@ def get_config(variant="tiny"):
         return paper(config, variant)
     if variant == "tokenizer":
         return tokenizer(config)
-    raise ValueError(f"no variant {variant!r}; there are: tiny, whole_tiny, P1024, tokenizer")
+    variants = ["tiny", *zoo.sizes("meissonic"), "whole_tiny", "tokenizer"]
+    raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
 def tiny(config, compression):

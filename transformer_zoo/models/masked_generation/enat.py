@@ -277,7 +277,8 @@ class ENATTokens(MaskedTokens):
 
     Attributes:
         ratio_alpha, ratio_beta: of the beta distribution of the share of hidden tokens, one share a batch.
-        reuse_probability: of a step to train with reused features, which the averaged network gives without gradient.
+        reuse_probability: of a sample to train with reused features, which the averaged network gives without gradient
+            (the reference draws once a batch).
     """
 
     ratio_alpha: float = 12.0
@@ -298,10 +299,11 @@ class ENATTokens(MaskedTokens):
         condition = self.drop(drop_key, batch[self.condition]) if ctx.train else batch[self.condition]
         shown = jnp.where(hidden, self.network.mask_id, ids)
         visible = (~hidden).sum(axis=tuple(range(1, ids.ndim)))
-        more = jnp.round(jax.random.uniform(more_key) * visible).astype(jnp.int32)
+        more = jnp.round(jax.random.uniform(more_key, visible.shape) * visible).astype(jnp.int32)
         scores = jax.random.uniform(place_key, ids.shape)
         further = lowest(jnp.where(hidden, jnp.inf, scores), more)
-        reuse = jax.random.bernoulli(reuse_key, self.reuse_probability if ctx.train else 0.0)
+        reuse = jax.random.bernoulli(reuse_key, self.reuse_probability if ctx.train else 0.0, visible.shape)
+        reuse = reuse.reshape((-1,) + (1,) * (ids.ndim - 1))
         hidden_before = hidden | further | ~reuse  # nothing to reuse where everything was hidden
         teacher = (variables.params if ctx.ema is None else ctx.ema)["model"]
         before = jnp.where(hidden_before, self.network.mask_id, ids)
