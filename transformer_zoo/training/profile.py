@@ -89,7 +89,7 @@ def profile(train: Callable[[Profiler], Any], program: Callable[[], str], workdi
 
 def own_times(data: Any) -> dict[str, float]:
     """Seconds a step of every operation of the compiled program: its own, without what runs inside of it."""
-    found: collections.Counter[str] = collections.Counter()
+    found: dict[str, float] = collections.defaultdict(float)
     for plane in data.planes:
         for line in plane.lines:
             events = []
@@ -135,6 +135,11 @@ def place(name: str) -> tuple[str, str]:
     return which, "/".join(inner[-3:]) or name.rpartition("/")[2]
 
 
+def longest(seconds: Mapping[Any, float]) -> list[tuple[Any, float]]:
+    """What took longest, in order."""
+    return sorted(seconds.items(), key=lambda item: -item[1])[:SHOWN]
+
+
 def write(
     own: Mapping[str, float],
     where: Mapping[str, tuple[str, str]],
@@ -145,8 +150,8 @@ def write(
 ) -> Path:
     """Writes WORKDIR/profile.html."""
     total = sum(own.values()) or 1.0
-    passes: collections.Counter[str] = collections.Counter()
-    parts: collections.Counter[tuple[str, str]] = collections.Counter()
+    passes: dict[str, float] = collections.defaultdict(float)
+    parts: dict[tuple[str, str], float] = collections.defaultdict(float)
     for name, seconds in own.items():
         which, part = where.get(name, ("not noted", name))
         passes[which] += seconds
@@ -156,14 +161,11 @@ def write(
         return (*cells, f"{1e3 * seconds:,.3f}", f"{100 * seconds / total:.1f} %")
 
     lists = {
-        "By pass": (("Pass",), [row(name, seconds=s) for name, s in passes.most_common()]),
-        "By part of the network": (("Part", "pass"), [row(p, w, seconds=s) for (w, p), s in parts.most_common(SHOWN)]),
+        "By pass": (("Pass",), [row(name, seconds=s) for name, s in longest(passes)]),
+        "By part of the network": (("Part", "pass"), [row(p, w, seconds=s) for (w, p), s in longest(parts)]),
         "By operation": (
             ("Operation", "part", "pass"),
-            [
-                row(name, *reversed(where.get(name, ("not noted", ""))), seconds=s)
-                for name, s in sorted(own.items(), key=lambda item: -item[1])[:SHOWN]
-            ],
+            [row(name, *reversed(where.get(name, ("not noted", ""))), seconds=s) for name, s in longest(own)],
         ),
     }
     facts = [
