@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,8 +30,20 @@ def lines(capsys):
     return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
 
 
+# Float32 moves the gradients of these by more than half of what is allowed (their `accuracy` says so), and more if
+# nothing is optimised: they are compiled as users compile them.
+SENSITIVE = ("magvit2",)
+
+
+@pytest.fixture
+def optimised(file):
+    jax.config.update("jax_disable_most_optimizations", file.stem not in SENSITIVE)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("*.npz")), ids=lambda file: file.stem)
-def test_every_paper_computes_what_its_reference_does(file, capsys):
+def test_every_paper_computes_what_its_reference_does(file, capsys, optimised):
     stored = [name for name in np.load(file).files if name.startswith(("out/", "grad/"))]
     cli.main(["check", str(file)])
     assert stored and f"{len(stored)} of {len(stored)} arrays agree" in capsys.readouterr().out

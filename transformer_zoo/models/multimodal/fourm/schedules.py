@@ -71,7 +71,7 @@ def token_counts(kind: str, steps: int, total: int) -> Counts:
     return even[even > 0]
 
 
-def continued(counts: Counts, known: int) -> Counts:
+def continued(counts: Counts, known: int) -> Int[np.ndarray, "left"]:
     """What is left of a schedule where `known` tokens are there already."""
     after = np.cumsum(counts)
     left = counts[after > known].copy()
