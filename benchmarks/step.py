@@ -167,18 +167,18 @@ def peer_network(model: Model) -> Any:
     Raises:
         ImportError: its library is missing.
     """
-    if model.library == "transformers":
-        import transformers
-
-        return transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(norm_pix_loss=True))
     import torch
 
     try:
         import torchvision  # noqa: F401
-    except RuntimeError:  # a torchvision without its operators, which timm asks for by name and never calls
+    except RuntimeError:  # a torchvision without its operators, which both ask for by name and never call
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if model.library == "transformers":
+        import transformers
+
+        return transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(norm_pix_loss=True))
     import timm
 
     return timm.create_model(model.peer)

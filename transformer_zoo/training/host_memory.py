@@ -16,5 +16,5 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_ARENA_MAX, 1)  # threads' own arenas hand back every block of tens of megabytes, whatever is set here
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never; a number, at most 2 GiB, is less than a large network frees
         mallopt(M_TOP_PAD, 2**26)
