@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # of glibc's <malloc.h>
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's <malloc.h>
 
 
 def keep_freed_memory() -> None:
@@ -15,6 +15,5 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_ARENA_MAX, 1)  # threads' own arenas hand back every block of tens of megabytes, whatever is set here
         mallopt(M_TRIM_THRESHOLD, -1)  # never; a number, at most 2 GiB, is less than a large network frees
         mallopt(M_TOP_PAD, 2**26)
