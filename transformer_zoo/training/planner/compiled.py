@@ -10,7 +10,7 @@ import jax
 
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.planner.programs import Traffic, traffic
-from transformer_zoo.training.planner.settings import Setting, on_mesh
+from transformer_zoo.training.planner.settings import Setting
 from transformer_zoo.training.planner.targets import Target
 from transformer_zoo.training.sharding import LARGE, path_of
 
@@ -71,7 +71,7 @@ def lower_step(setting: Setting, *platforms: str) -> Any:
     """A step lowered for the devices of the setting's mesh, as `training/loop.py` compiles it."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, setting.state)
     step, phase = setting.step(), setting.task.phase(0)
-    with on_mesh(setting.mesh):
+    with jax.set_mesh(setting.mesh):
         jitted = jax.jit(step, static_argnums=2, donate_argnums=0, out_shardings=(placed, None))
         return jitted.trace(setting.state, setting.batch, phase).lower(lowering_platforms=platforms or None)
 
@@ -83,7 +83,7 @@ def compile_step(setting: Setting) -> Compiled:
         OutOfMemory: it does not fit.
     """
     lowered = lower_step(setting, "tpu")
-    with on_mesh(setting.mesh):
+    with jax.set_mesh(setting.mesh):
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

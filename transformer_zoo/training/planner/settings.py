@@ -1,13 +1,12 @@
 """What a plan is made for: a config's task, optimizers and step, on a mesh of devices that need not be here."""
 
-import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractMesh
 
 from transformer_zoo.task import Task
 from transformer_zoo.training import loop, sharding
@@ -101,19 +100,11 @@ def abstract_mesh(sizes: Any, devices: int) -> Any:
     return AbstractMesh(shape, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
 
 
-@contextlib.contextmanager
-def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Traces what follows for the devices of `mesh`."""
-    with jax.set_mesh(mesh):
-        yield
-
-
 def shard_bytes(tree: Any) -> int:
     """Bytes of a tree of sharded abstract arrays on one device."""
 
     def size(leaf: Any) -> int:
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        return functools.reduce(lambda total, side: total * side, shape, 1) * item_bytes(leaf.dtype)
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * item_bytes(leaf.dtype)
 
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
