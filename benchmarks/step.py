@@ -5,7 +5,9 @@ On a GPU: python -m benchmarks.step --json --models vit_s16,vit_b16,vit_l16 --dt
 Both sides compute the same function (erf GELU, no dropout) on the same device, with float32 parameters, the same dtype
 of computation, batch and threads; a training step is forward, backward and AdamW as `train.py` runs it. They take turns
 and the median of five counts. On a GPU the peer runs under torch.compile, on a CPU as it comes. `share_of_matmul_rate`
-is what our step reaches of the rate of large matrix products in the same process. Without torch there is no peer.
+is what our step reaches of the rate of large matrix products in the same process, `mfu` what of the data sheet's, where
+there is one; `memory` is what the compiled program holds in MiB, `peer_memory` the most that torch held on a GPU.
+Without torch there is no peer.
 """
 
 import os
@@ -30,7 +32,9 @@ from transformer_zoo.task import Context, Task
 from transformer_zoo.tasks.classification import Classification
 from transformer_zoo.tasks.masked_pixels import MaskedPixels
 from transformer_zoo.tasks.networks import apply_network
+from transformer_zoo.tasks.tokenization import Tokenization
 from transformer_zoo.training import command, sharding
+from transformer_zoo.training.devices import peak_flops
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.flops import count_flops
 from transformer_zoo.training.optimizer import make_optimizer
@@ -58,12 +62,27 @@ MODELS = {
     "vit_b16": Model("vit", "B16", Classification, "timm", "vit_base_patch16_224"),
     "vit_l16": Model("vit", "L16", Classification, "timm", "vit_large_patch16_224"),
     "mae_b16": Model("mae", "B16", MaskedPixels, "transformers", "ViTMAEForPreTraining"),
+    "magvit_tokenizer": Model("magvit", "tokenizer_B", functools.partial(Tokenization, field="video")),
 }
 Calls = dict[str, Callable[[], Any]]  # mode to a call that has finished when it returns
 
 
-def our_calls(task: Task, batch_size: int) -> tuple[Calls, dict[str, float]]:
-    """Calls of our task on random data, and the FLOPs of each."""
+class Ours(NamedTuple):
+    """Our task, ready to be timed.
+
+    Attributes:
+        calls: on random data.
+        flops: of each.
+        memory: that each compiled program holds, in MiB.
+    """
+
+    calls: Calls
+    flops: dict[str, float]
+    memory: dict[str, float]
+
+
+def our_calls(task: Task, batch_size: int) -> Ours:
+    """Compiles a training step and a forward pass of our task."""
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     optimizers = {"model": make_optimizer(OPTIMIZER, abstract_variables(task).params["model"], total_steps=1000)}
     with jax.set_mesh(mesh):
@@ -72,7 +91,9 @@ def our_calls(task: Task, batch_size: int) -> tuple[Calls, dict[str, float]]:
         batch = jax.device_put(random_batch(task, batch_size), sharding.batch_sharding(mesh))
     step = make_step(task, optimizers, seed=0, every={"model": 1})
     placed = (jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
-    compiled = jax.jit(step, static_argnums=2, donate_argnums=0, out_shardings=placed)
+    jitted = jax.jit(step, static_argnums=2, donate_argnums=0, out_shardings=placed)
+    with jax.set_mesh(mesh):
+        compiled = jitted.lower(state, batch, None).compile()
 
     def forward(variables: Any, batch: Any) -> Any:
         ctx = Context(jax.random.key(0), jnp.int32(0), train=False)
@@ -83,9 +104,9 @@ def our_calls(task: Task, batch_size: int) -> tuple[Calls, dict[str, float]]:
     def train() -> None:
         nonlocal state
         with jax.set_mesh(mesh):
-            state, _ = finished(compiled, state, batch, None)
+            state, _ = finished(compiled, state, batch)
 
-    compiled_forward = jax.jit(forward)
+    compiled_forward = jax.jit(forward).lower(state.variables, batch).compile()
 
     def inference() -> None:
         finished(compiled_forward, state.variables, batch)
@@ -94,7 +115,15 @@ def our_calls(task: Task, batch_size: int) -> tuple[Calls, dict[str, float]]:
         "train step": float(count_flops(lambda state, batch: step(state, batch, None), state, batch).total),
         "inference": float(count_flops(forward, state.variables, batch).total),
     }
-    return {"train step": train, "inference": inference}, flops
+    memory = {"train step": mebibytes(compiled), "inference": mebibytes(compiled_forward)}
+    return Ours({"train step": train, "inference": inference}, flops, memory)
+
+
+def mebibytes(compiled: Any) -> float:
+    """What a compiled program holds: arguments, results and temporaries."""
+    stats = compiled.memory_analysis()
+    sizes = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return float(sizes - stats.alias_size_in_bytes) / 2**20
 
 
 def finished(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -107,7 +136,7 @@ def random_batch(task: Task, batch_size: int) -> dict[str, np.ndarray]:
     draws = np.random.default_rng(0)
     return {
         name: np.asarray(draws.normal(size=leaf.shape), leaf.dtype)
-        if name == "image"
+        if name in ("image", "video")
         else np.zeros(leaf.shape, leaf.dtype)
         for name, leaf in task.spec(batch_size).items()
     }
@@ -216,6 +245,17 @@ def matmul_rate(dtype: str) -> float:
         size *= 2
 
 
+def peer_memory(calls: Calls, mode: str) -> float | None:
+    """The most MiB that torch holds on a GPU during a call."""
+    if jax.default_backend() != "gpu":
+        return None
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    calls[mode]()
+    return float(torch.cuda.max_memory_allocated()) / 2**20
+
+
 def num_threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -224,16 +264,18 @@ def num_threads() -> int:
 def unrolled(model: Model, dtype: str) -> Any:
     """The network with all its blocks in a row, as is fastest."""
     network = zoo.create(model.key, model.size, dtype=dtype)
+    if not hasattr(network, "unroll"):
+        return network
     return network.clone(unroll=max(network.depths) if hasattr(network, "depths") else network.depth)
 
 
 def rows(models: Mapping[str, Model], dtype: str, batch_size: int) -> list[dict[str, Any]]:
     """One row a model and mode, in images a second; `ratio` is ours over the peer's."""
-    rate = matmul_rate(dtype)
+    rate, peak = matmul_rate(dtype), peak_flops(jax.devices()[0].device_kind)
     found = []
     for name, model in models.items():
         task = model.task(network=unrolled(model, dtype))
-        ours, flops = our_calls(task, batch_size)
+        ours, flops, memory = our_calls(task, batch_size)
         peer, peer_name = None, None
         try:
             peer, peer_name = peer_calls(model, dtype, batch_size) if model.library else (None, None)
@@ -254,6 +296,9 @@ def rows(models: Mapping[str, Model], dtype: str, batch_size: int) -> list[dict[
                     "batch": batch_size,
                     "threads": num_threads(),
                     "share_of_matmul_rate": flops[mode] / times[0] / rate,
+                    "mfu": flops[mode] / times[0] / peak if peak else None,
+                    "memory": memory[mode],
+                    "peer_memory": peer_memory(peer, mode) if peer else None,
                 }
             )
     return found

@@ -18,7 +18,8 @@ def times(monkeypatch):
     monkeypatch.setattr(step, "matmul_rate", lambda dtype: 10.0)
     monkeypatch.setattr(step, "measure", lambda calls: [call() for call in calls])
     ours = {"train step": lambda: 2.0, "inference": lambda: 1.0}
-    monkeypatch.setattr(step, "our_calls", lambda task, batch: (ours, {"train step": 12.0, "inference": 4.0}))
+    flops, memory = {"train step": 12.0, "inference": 4.0}, {"train step": 64.0, "inference": 32.0}
+    monkeypatch.setattr(step, "our_calls", lambda task, batch: step.Ours(ours, flops, memory))
     peer = dict.fromkeys(step.MODES, lambda: 3.0)
     monkeypatch.setattr(step, "peer_calls", lambda model, dtype, batch: (peer, model.peer))
 
@@ -29,6 +30,7 @@ def test_rows_compare_images_a_second(times, capsys):
     assert (train["name"], train["ours"], train["peer"], train["ratio"]) == ("vit_s16 train step", 3.0, 2.0, 1.5)
     assert (inference["ours"], inference["peer"], inference["ratio"]) == (6.0, 2.0, 3.0)
     assert train["share_of_matmul_rate"] == pytest.approx(12 / 2 / 10)
+    assert (train["memory"], inference["memory"], train["peer_memory"], train["mfu"]) == (64.0, 32.0, None, None)
     assert (train["peer_name"], train["unit"], train["dtype"]) == ("vit_small_patch16_224", "images/s", "bfloat16")
     assert train["batch"] == 6 and train["threads"] >= 1 and train["device"] == "cpu"
 
@@ -58,7 +60,7 @@ def test_calls_train_and_forward_what_they_name():
     original, step_finished = step.finished, lambda *call: results.append(original(*call)) or results[-1]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(step, "finished", step_finished)
-        calls, flops = step.our_calls(Classification(network=network), 2)
+        calls, flops, memory = step.our_calls(Classification(network=network), 2)
         for mode in ("train step", "inference", "train step", "inference"):
             calls[mode]()
     (first, metrics), before, (second, later), after = results
@@ -68,3 +70,5 @@ def test_calls_train_and_forward_what_they_name():
     embedding = 2 * 4 * 16 * 16 * 3 * 8  # no gradient to the image
     assert flops["train step"] == pytest.approx(3 * flops["inference"] - 2 * embedding)
     assert jax.tree.leaves(first)[0].is_deleted()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(second.params)) * 4 / 2**20
+    assert memory["train step"] > 3 * parameters and memory["inference"] > parameters  # with both moments, without
