@@ -3,6 +3,8 @@
 import ctypes
 import sys
 
+import jax
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's <malloc.h>
 
 
@@ -11,7 +13,11 @@ def keep_freed_memory() -> None:
 
     XLA on a CPU allocates its temporaries anew in every step. Handed back and faulted in page by page, they cost a
     small network a third of its step time. Does nothing where the C library has no `mallopt`.
+
+    Steps on a CPU run in the thread that calls them: only the main thread's arena takes allocations beyond 64 MiB, so
+    that those of another thread would be mapped and faulted in anew in every step (of MAE-B/16 1.3 million pages).
     """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
