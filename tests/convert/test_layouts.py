@@ -20,8 +20,12 @@ CASES = {
 
 
 @functools.cache
+def shapes_of_network(key, module):
+    return flatten(abstract_variables(key, module))
+
+
 def shapes_of(case):
-    return flatten(abstract_variables(case[0], CASES[case]))
+    return shapes_of_network(case[0], CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
