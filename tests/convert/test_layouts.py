@@ -20,12 +20,10 @@ CASES = {
 
 
 @functools.cache
-def shapes_of_network(key, module):
-    return flatten(abstract_variables(key, module))
-
-
 def shapes_of(case):
-    return shapes_of_network(case[0], CASES[case])
+    """Layouts of one network share its shapes."""
+    first = next(other for other in CASES if other[0] == case[0] and CASES[other] == CASES[case])
+    return flatten(abstract_variables(case[0], CASES[case])) if first == case else shapes_of(first)
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
