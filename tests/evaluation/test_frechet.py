@@ -91,8 +91,8 @@ WEIGHTS = {"params": {"weight": np.float32(3)}}
 SHADE = Variables({"model": {"shade": np.float32(0.5)}})
 
 
-def judged(judge, pixels):
-    batches = [{judge.task.field: pixels, "weight": np.array([1.0] * (len(pixels) - 1) + [0.0], np.float32)}]
+def judged(judge, pixels, field=""):
+    batches = [{field or judge.task.field: pixels, "weight": np.array([1.0] * (len(pixels) - 1) + [0.0], np.float32)}]
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     run = Judge({"it": judge}).run("it", SHADE, CTX, lambda split, limit: iter(batches), lambda _: device)
     return run[1].metrics
@@ -122,6 +122,29 @@ def test_clips_are_judged_by_their_first_frames_and_the_name_says_how_many(over_
     axes = (1, 2, 3) if over_time else (2, 3)
     features = [3 * one.mean(axis=axes, dtype=np.float64).reshape(-1, 3) for one in rounded]
     assert found[key] == pytest.approx(frechet_distance(*map(moments, features)), rel=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Samples are darker pictures of [-1, 1], reconstructions brighter ones."""
+
+    pixels: str = "image"
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+
+    def generate(self, variables, batch, key):
+        return batch["image"] - variables.params["model"]["shade"]
+
+    def reconstruct(self, variables, batch):
+        return batch["image"] + 0.25
+
+
+def test_samples_of_a_generator_stand_beside_what_its_tokenizer_reaches():
+    pixels = np.random.default_rng(0).uniform(-0.4, 0.4, (9, 4, 4, 3)).astype(np.float32)
+    found = judged(NetworkFrechet(task=Generator(), network=Colours(), weights=WEIGHTS), pixels, "image")
+    key = "fid_colours3_resize5"
+    assert set(found) == {key, f"ceiling_{key}", f"{key}_between_halves"}
+    assert found[key] == pytest.approx(3 * (3 * 0.25) ** 2, rel=0.03)  # three colours, a quarter of [0, 1], three times
+    assert found[f"ceiling_{key}"] == pytest.approx(3 * (3 * 0.125) ** 2, rel=0.03)
 
 
 def test_a_network_of_clips_refuses_pictures():

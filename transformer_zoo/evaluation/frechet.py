@@ -66,27 +66,37 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Frechet(Evaluator):
-    """Of a task's reconstructions from their originals.
+    """Of what a task gives from the originals of its batches: a tokenizer's reconstructions or a generator's samples.
 
-    The task has `field`, `reconstruct` and `unit` (see `Tokenization`). `..._between_halves` is the distance of one
-    half of the originals from the other, of which even perfect copies of so few samples would fall short.
+    A generator has `generate`, `reconstruct`, `pixels` and `pixel_range` (`MaskedTokens`); beside its samples' distance
+    stands that of its tokenizer's reconstructions, `ceiling_...`. A tokenizer has `field`, `reconstruct` and `unit`
+    (`Tokenization`). `..._between_halves` is the distance of one half of the originals from the other, of which even
+    perfect copies of so few samples would fall short.
     """
 
     batches: int = 4
     task: Any = None
 
     def compute(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
-        pixels = batch[self.task.field]
-        reconstruction, _ = self.task.reconstruct(variables, pixels, ctx)
-        return {"original": self.task.unit(pixels), "reconstruction": self.task.unit(reconstruction)}
+        task, pixels = self.task, batch[self._field]
+        if not hasattr(task, "generate"):
+            reconstruction, _ = task.reconstruct(variables, pixels, ctx)
+            return {"original": task.unit(pixels), "reconstruction": task.unit(reconstruction)}
+        low, high = task.pixel_range
+        found = {
+            "original": pixels,
+            "samples": task.generate(variables, batch, ctx.key),
+            "reconstruction": task.reconstruct(variables, batch),
+        }
+        return {name: (jnp.clip(one, low, high) - low) / (high - low) for name, one in found.items()}
 
     def update(self, state: dict | None, arrays: Tree, batch: Batch) -> dict:
         kept = batch["weight"] > 0
-        found = {name: self.extract(arrays[name][kept]) for name in ("original", "reconstruction")}
+        found = {name: self.extract(values[kept]) for name, values in arrays.items()}
         halves = found["original"][::2], found["original"][1::2]
         new: dict[str, Any] = {name: moments(_rows(features)) for name, features in found.items()}
         new |= {"even": moments(_rows(halves[0])), "odd": moments(_rows(halves[1]))}
-        new["name"] = self.title(batch[self.task.field].shape[1:])
+        new["name"] = self.title(batch[self._field].shape[1:])
         return new if state is None else self.merge(state, new)
 
     def merge(self, first: dict, second: dict) -> dict:
@@ -95,12 +105,15 @@ class Frechet(Evaluator):
 
     def result(self, state: dict) -> Result:
         name = state["name"]
-        return Result(
-            {
-                name: frechet_distance(state["original"], state["reconstruction"]),
-                f"{name}_between_halves": frechet_distance(state["even"], state["odd"]),
-            }
+        names = (
+            {"samples": name, "reconstruction": f"ceiling_{name}"} if "samples" in state else {"reconstruction": name}
         )
+        figures = {title: frechet_distance(state["original"], state[kind]) for kind, title in names.items()}
+        return Result(figures | {f"{name}_between_halves": frechet_distance(state["even"], state["odd"])})
+
+    @property
+    def _field(self) -> str:
+        return self.task.pixels if hasattr(self.task, "generate") else self.task.field
 
     @abc.abstractmethod
     def extract(self, arrays: np.ndarray) -> Float[np.ndarray, "samples *frames width"]:
@@ -151,7 +164,7 @@ class NetworkFrechet(Frechet):
 
     def _features(self, variables: Variables, pixels: Array) -> Array:
         if pixels.ndim == 4 and self.network.over_time:
-            raise ValueError(f"{self.network.extractor} takes clips, but {self.task.field!r} holds pictures")
+            raise ValueError(f"{self.network.extractor} takes clips, but {self._field!r} holds pictures")
         seen = pixels if pixels.ndim == 4 else pixels[:, : self.frames]
         seen = jnp.round(jnp.clip(seen, 0, 1) * 255) / 255
         lead = seen.shape[: -4 if self.network.over_time else -3]
