@@ -18,9 +18,10 @@ from transformer_zoo.task import Task, Variables
 from transformer_zoo.tasks.networks import frozen_network
 from transformer_zoo.training import sharding, stages, start
 from transformer_zoo.training.checkpoints import Checkpoints
+from transformer_zoo.training.config import load_config
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.state import abstract_state
-from transformer_zoo.zoo.build import build_network
+from transformer_zoo.zoo.build import build, build_network
 
 NETWORK = LPIPS((2, 3, 4, 5, 6))
 ROW = ("params/model/(.*)", r"frozen/perceptual/params/\1")
@@ -92,3 +93,23 @@ def test_batch_statistics_are_the_state_of_a_run(tmp_path):
     variables = {"params": {"scale": np.ones(2, np.float32)}, "batch_stats": {"mean": np.zeros(2, np.float32)}}
     save("lpips", LPIPS(), variables, None, tmp_path)
     assert set(read_imported(tmp_path)) == {"params/model/scale", "state/model/batch_stats/mean"}
+
+
+def test_evaluators_bring_networks_with_weights_by_path(imported, tmp_path):
+    folder, ours = imported
+
+    def built(**options):
+        config = load_config("configs/maskgit.py:tokenizer_tiny", {"evaluators": {"it": options}})
+        return build(config).evaluators["it"]
+
+    judge = built(name="perceptual_distance", weights=str(folder))
+    assert judge.network == NETWORK
+    equipped = judge.equip(Variables({}, frozen={"tokenizer": 1})).frozen
+    assert equipped["tokenizer"] == 1 and np.array_equal(equipped["extractor"]["params"]["head3"], ours["head3"])
+    assert "head3" not in repr(judge)
+    with pytest.raises(
+        ValueError, match=r"evaluators\.it\.weights is missing: give the file of inception_v3's weights"
+    ):
+        built(name="network_frechet")
+    with pytest.raises(ValueError, match=r"evaluators\.it: the names fit no layout of 'i3d'"):
+        built(name="network_frechet", extractor="i3d", weights=str(tmp_path / "lin.safetensors"))
