@@ -14,9 +14,9 @@ from transformer_zoo.models.features.t5 import T5Encoder
 RNG = np.random.default_rng(0)
 
 
-def agree(key, module, model, ids, theirs, states, pooled=None):
+def agree(key, module, model, ids, theirs, states, pooled=None, layout="transformers"):
     """Outputs, states of all blocks, and gradients for cotangents of what the generators read."""
-    variables, table = load(key, "transformers", module, model)
+    variables, table = load(key, layout, module, model)
     trained = {name for name, _ in model.named_parameters()}
     table = [rule for rule in table if "{" in rule.names[0] or rule.names[0] in trained]  # embeddings stand there twice
     ids = jnp.asarray(ids, jnp.int32)
@@ -74,3 +74,46 @@ def test_clip_text_encoder(activation):
     states = found.hidden_states[1:]
     error = agree("clip_text", module, model, ids, found.last_hidden_state, states, found.text_embeds)
     assert error <= 1e-4
+
+
+class OpenCLIPBlock(torch.nn.Module):
+    """A block with the names of OpenAI's and OpenCLIP's, whose attention is torch's own."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1, self.ln_2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        self.attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = torch.nn.ModuleDict({"c_fc": torch.nn.Linear(width, 96), "c_proj": torch.nn.Linear(96, width)})
+
+    def forward(self, x):
+        y, later = self.ln_1(x), torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        x = x + self.attn(y, y, y, attn_mask=later, need_weights=False)[0]
+        return x + self.mlp["c_proj"](torch.nn.functional.gelu(self.mlp["c_fc"](self.ln_2(x))))
+
+
+class OpenCLIPText(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token_embedding = torch.nn.Embedding(50, 128)
+        self.positional_embedding = torch.nn.Parameter(torch.empty(12, 128))
+        self.transformer = torch.nn.Module()
+        self.transformer.resblocks = torch.nn.ModuleList(OpenCLIPBlock(128, 2) for _ in range(2))
+        self.ln_final = torch.nn.LayerNorm(128)
+        self.text_projection = torch.nn.Parameter(torch.empty(128, 20))
+
+    def forward(self, ids):
+        x = self.token_embedding(ids) + self.positional_embedding
+        for block in self.transformer.resblocks:
+            x = block(x)
+        x = self.ln_final(x)
+        return x, x[torch.arange(len(x)), ids.argmax(-1)] @ self.text_projection
+
+
+def test_clip_text_encoder_in_the_names_of_openclip():
+    model = randomise(OpenCLIPText())
+    module = like("clip_text", "openclip", CLIPText, model, activation="gelu")
+    ids = RNG.integers(2, 48, (3, 12))
+    for row, end in enumerate((11, 4, 7)):
+        ids[row, end:] = (49, *[0] * (11 - end))
+    theirs, pooled = model(torch.from_numpy(ids))
+    assert agree("clip_text", module, model, ids, theirs, [], pooled, layout="openclip") <= 1e-4
