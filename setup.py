@@ -9,7 +9,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["transformer_zoo", "transformer_zoo.*"]),
-    package_data={"transformer_zoo": ["zoo/papers/*.toml"]},
+    package_data={"transformer_zoo": ["zoo/*.toml", "zoo/papers/*.toml"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",

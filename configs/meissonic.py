@@ -7,7 +7,9 @@ checker reads from them beside what it reads from the tokenizer's reconstruction
 given. `whole_tiny` is the same without compression.
 
 `P1024`: the paper's model for 1024 pixels, on a folder of pictures of your own with features of CLIP ViT-H/14's text
-encoder beside them (fields `text` [77, 1024] and `pooled` [1024]); its tokenizer has codes for patches of 16 pixels.
+encoder (fields `text` [77, 1024] and `pooled` [1024]), which `python -m transformer_zoo.zoo.text_features` computes
+once from captions beside the pictures (--config.data.options.features=DIR); its tokenizer has codes for patches of 16
+pixels.
 """
 
 from transformer_zoo import zoo

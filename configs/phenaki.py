@@ -6,8 +6,9 @@ Trains `tokenizer_tiny` first where there is none. Shows clips with their captio
 from them beside what it reads from the tokenizer's reconstructions and what other captions would be given; a story goes
 on from its last five frames with the caption of the opposite way.
 
-`T2V`, `NUWA`: the paper's text-to-video models, on a folder of clips of your own with features of T5's encoder beside
-them (field `caption` [128, 4096]). `BAIR`: the one without text for 64 pixels.
+`T2V`, `NUWA`: the paper's text-to-video models, on a folder of clips of your own with features of T5-XXL's encoder
+(field `caption` [128, 4096]), which `python -m transformer_zoo.zoo.text_features` computes once from captions beside
+the clips (--config.data.options.features=DIR). `BAIR`: the one without text for 64 pixels.
 
 `tokenizer_tiny`: C-ViViT on the same clips, 9 x 32 x 32 pixels to 5 x 8 x 8 tokens. Shows originals above their
 reconstructions in samples/, what a checker reads from either, and how the codes are used.

@@ -93,6 +93,10 @@ class Evaluator(abc.ABC):
     every: int = 0
     batches: int = 0
 
+    def equip(self, variables: Variables) -> Variables:
+        """Adds arrays of the evaluator's own, outside of jit and before `prepare`. The default adds none."""
+        return variables
+
     def prepare(self, variables: Variables, ctx: Context) -> Variables:
         """Runs once under jit before the first batch, for what all batches share. The default changes nothing."""
         return variables

@@ -21,7 +21,9 @@ CASES = {
 
 @functools.cache
 def shapes_of(case):
-    return flatten(abstract_variables(case[0], CASES[case]))
+    """Layouts of one network share its shapes."""
+    first = next(other for other in CASES if other[0] == case[0] and CASES[other] == CASES[case])
+    return flatten(abstract_variables(case[0], CASES[case])) if first == case else shapes_of(first)
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)

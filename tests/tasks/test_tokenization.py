@@ -1,6 +1,7 @@
 """Tokenization: the weighted loss, both players, what is measured, and what collapses."""
 
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,12 @@ import pytest
 from tests.tasks.test_tasks import CTX, judged, padded_batches
 from transformer_zoo.layers.discriminators import PatchDiscriminator
 from transformer_zoo.layers.quantizers.vector import CosineQuantizer
+from transformer_zoo.models.features.vgg16 import LPIPS
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 from transformer_zoo.task import Variables
 from transformer_zoo.tasks import tokenization
 from transformer_zoo.tasks.tokenization import Tokenization
+from transformer_zoo.training.report_page import write_report
 
 
 class Shift(nn.Module):
@@ -156,10 +159,40 @@ def test_held_out_figures_leave_padding_out():
     assert result.metrics["mean_colour_psnr"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_collapsed_codebook_is_said_to_have_collapsed():
+def test_a_collapsed_codebook_is_said_to_have_collapsed(monkeypatch):
+    said = []
+    monkeypatch.setattr(tokenization.logging, "warning", said.append)
     result = judged(Tokenization(Shift()), "reconstruction", SHIFT, padded_batches(("image", 0 * PIXELS)))
     assert result.metrics["perplexity"] == pytest.approx(1)
     assert "the codebook has collapsed: 1 of 11" in result.texts["warning"][0]
+    assert said == result.texts["warning"]  # one warning, which the report shows as well
+
+
+@pytest.mark.parametrize(
+    "counts, expected",
+    [
+        ([[40, 0, 0, 0]], True),  # one code for all
+        ([[39, 1, 0, 0]], True),  # all but one
+        ([[20, 20, 0, 0]], False),
+        ([[500] * 9 + [0] * 991], True),  # less than a hundredth of a thousand
+        ([[500] * 11 + [0] * 989], False),
+        ([[1] * 4 + [0] * 9996], False),  # four tokens cannot show more than four codes
+    ],
+)
+def test_a_collapse_is_measured_by_what_could_have_been_used(counts, expected):
+    assert tokenization.collapsed(np.array(counts)) == expected
+
+
+def test_every_report_shows_curves_of_reconstruction_and_usage(tmp_path):
+    trained = loss(Tokenization(Shift()))[1].metrics
+    judgement = judged(Tokenization(Shift()), "reconstruction", SHIFT, padded_batches(("image", PIXELS)))
+    lines = [{"step": step, "split": "train"} | {name: float(v) for name, v in trained.items()} for step in (1, 2)]
+    held_out = {f"test/reconstruction_{name}": value for name, value in judgement.metrics.items()}
+    lines += [{"step": step, "split": "test"} | held_out for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = write_report(tmp_path).read_text()
+    for name in ("pixel_loss", "perplexity", "usage", "reconstruction_psnr", "reconstruction_usage"):
+        assert f"<h3>{name}</h3>" in page, name
 
 
 class Codes(Tokenizer):
@@ -206,3 +239,23 @@ def test_pixels_outside_of_the_tokenizers_range_are_refused():
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=f"task.{field} is "):
         Tokenization(Shift(), **{field: value})
+
+
+def test_a_network_made_for_it_gives_the_distance_and_a_figure_that_names_it():
+    network = LPIPS((2, 2, 2, 2, 2), image_size=(16, 16))
+    task = Tokenization(Shift(), perceptual=network, perceptual_weight=2.0, perceptual_features="distance")
+    shapes = jax.eval_shape(task.init, jax.random.key(0)).frozen["perceptual"]
+    draws = np.random.default_rng(0)
+    frozen = jax.tree.map(lambda leaf: draws.normal(size=leaf.shape).astype(np.float32), shapes)
+    variables = SHIFT.replace(frozen={"perceptual": frozen})
+    other = np.minimum(PIXELS + np.float32(0.1), 1)
+    apart = jax.jit(lambda x, y: network.apply({"params": frozen["params"]}, x, y, method="distance"))
+    seen = [jax.image.resize(one, (5, 16, 16, 1), "linear") for one in (PIXELS, other)]
+    expected = np.asarray(apart(*seen)).mean()
+    assert float(loss(task, variables=variables)[1].metrics["perceptual_loss"]) == pytest.approx(2 * expected, rel=1e-3)
+    metrics = judged(task, "reconstruction", variables, padded_batches(("image", PIXELS))).metrics
+    assert metrics["perceptual_lpips_vgg16_16px"] == pytest.approx(expected, rel=1e-3)
+    assert "mean_colour_perceptual_lpips_vgg16_16px" in metrics
+    assert Tokenization(Shift(), perceptual=Features()).perceptual_name == "perceptual_logits_in_repo_features_4px"
+    with pytest.raises(ValueError, match=r"task\.perceptual_features is 'distance', but Features gives none"):
+        Tokenization(Shift(), perceptual=Features(), perceptual_features="distance")

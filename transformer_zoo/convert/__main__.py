@@ -40,8 +40,14 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     check.add_argument("file")
     for name, to in (("import", "folder for weights.safetensors and config.json"), ("export", "file to write")):
         one = commands.add_parser(name)
-        one.add_argument("slug", help="the paper")
-        one.add_argument("--from", dest="source", required=True, help="weights: a file, or a folder that import wrote")
+        one.add_argument("slug", help="the paper, or the network")
+        one.add_argument(
+            "--from",
+            dest="source",
+            action="append",
+            required=True,
+            help="weights: a file, or a folder that import wrote; files given one after another count as one",
+        )
         one.add_argument("--to", dest="target", required=True, help=to)
         one.add_argument("--size", default="", help="a published size, such as B16")
         one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the network")

@@ -33,6 +33,7 @@ class Layout:
         preprocessing: what the library does to images before this network; None where it does nothing fixed.
         prefixes: left out of names, see `import_arrays`.
         network: the name in the index of the network that it stores, where that is not the paper's first.
+        ignored: regexes of names that files have and this network has no use for.
     """
 
     table: Callable[[Any], Table]
@@ -42,6 +43,7 @@ class Layout:
     preprocessing: Callable[[Any], Preprocessing] | None = None
     prefixes: tuple[str, ...] = ()
     network: str = ""
+    ignored: tuple[str, ...] = ()
 
     def strip(self, arrays: Arrays) -> Arrays:
         """The arrays without the prefixes of their names."""

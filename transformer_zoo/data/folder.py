@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from transformer_zoo import naming
+from transformer_zoo.data import caption_features
 from transformer_zoo.data.sources import existing, no_such_split
 from transformer_zoo.data.vocabulary import Vocabulary, train_once
 
@@ -31,7 +32,7 @@ WHOLE, MOST, TENTH = (0.0, 1.0), (0.0, 0.9), (0.9, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Fields: `image` or `video`, `record` (the path), and `label`, or `text` and `caption`.
+    """Fields: `image` or `video`, `record` (the path), and `label`, or `text` and `caption`; and those of `features`.
 
     `image` is an object array of the bytes of files. `video` is one of the bytes of GIFs, and of uint8 arrays
     [time, height, width, 3] where frames are files. A record that cannot be read has no bytes, which the transform
@@ -48,6 +49,7 @@ class Folder:
         vocabulary_size: at most so many tokens, special ones included.
         caption_length: tokens of `caption`, int32, with an end token, padded with 0.
         cache_dir: where trained vocabularies are kept; '' means ~/.cache/transformer_zoo/vocabularies.
+        features: folder that `zoo.text_features` wrote for this one; its fields stand in place of others of their name.
     """
 
     about: ClassVar[str] = "Real: images, clips or captions of the user's own, under their own licence."
@@ -60,12 +62,15 @@ class Folder:
     vocabulary_size: int = 2000
     caption_length: int = 32
     cache_dir: str = ""
+    features: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise naming.unknown("data.options.kind", self.kind, KINDS)
         if self.caption_length < 2:
             raise ValueError(f"data.options.caption_length is {self.caption_length}, but must be at least 2")
+        if self.features:
+            caption_features.opened(self.features)
         _ = self.records, self.labels  # so that a folder that cannot be read stops the run before anything is compiled
 
     @functools.cached_property
@@ -165,11 +170,11 @@ class Folder:
 
     def read(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
         """Records at `indices` [batch]; nothing is random."""
-        below = self._split_part[0]
         names = [self.records[index] for index in indices]
+        records = [self._record(name) for name in names]
         fields = {
             "video" if self.kind == "clips" else "image": _objects([_read(self.root / name) for name in names]),
-            "record": _objects([f"{below}/{name}" if below else name for name in names]),
+            "record": _objects(records),
         }
         if self.kind == "pairs":
             texts = [self.pairs[index][1] for index in indices]
@@ -177,7 +182,17 @@ class Folder:
             fields["caption"] = self.vocabulary.encode_captions(texts, self.caption_length)
         elif self.labels is not None:
             fields["label"] = self.labels[indices]
-        return fields
+        return fields | (caption_features.opened(self.features).read(records) if self.features else {})
+
+    def captions(self) -> list[tuple[str, str]]:
+        """(record, caption) of this split, whatever its kind; captions of clips stand where those of images do."""
+        names, listed = set(self.records), self.root / CAPTIONS
+        pairs = _listed(listed) if listed.exists() else [(name, _beside(self.root, name)) for name in self.records]
+        return [(self._record(name), text) for name, text in pairs if name in names]
+
+    def _record(self, name: str) -> str:
+        below = self._split_part[0]
+        return f"{below}/{name}" if below else name
 
 
 def _part(folder: Path, split: str) -> tuple[str, tuple[float, float]]:
@@ -262,8 +277,9 @@ def _listed(file: Path) -> list[tuple[str, str]]:
 
 
 def _beside(folder: Path, name: str) -> str:
-    """The caption of an image, from the text file of its name."""
-    file = (folder / name).with_suffix(".txt")
+    """The caption of an image or a clip, from the text file of its name."""
+    file = folder / name
+    file = file.with_name(f"{file.name}.txt") if file.is_dir() else file.with_suffix(".txt")
     try:
         return file.read_text(encoding="utf-8").strip()
     except FileNotFoundError as error:

@@ -3,6 +3,8 @@
     python -m transformer_zoo.data.prepare digits
     python -m transformer_zoo.data.prepare digits --side=12 --data_dir=/data --splits=train,test
 
+Features of captions by T5 or CLIP are computed by `python -m transformer_zoo.zoo.text_features`.
+
 Every other flag is an option of the source. The dataset is then `tfds:digits`, or `tfds:digits/side-12`, and any
 program that reads TFDS can read it. It appears as a whole or not at all; what is there already is left as it is.
 """

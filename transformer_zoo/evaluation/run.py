@@ -47,7 +47,7 @@ class Judge:
                 leaves = jax.tree.leaves(fields)
                 weight = jax.ShapeDtypeStruct(leaves[0].shape[:1], np.float32)
                 try:
-                    prepared = jax.eval_shape(judge.prepare, variables, ctx)
+                    prepared = jax.eval_shape(judge.prepare, judge.equip(variables), ctx)
                     jax.eval_shape(judge.compute, prepared, {**fields, "weight": weight}, ctx)
                 except KeyError:
                     continue
@@ -64,7 +64,7 @@ class Judge:
             ValueError: a split without a single batch.
         """
         judge = self.evaluators[name]
-        variables = self._prepare[name](variables, ctx)
+        variables = self._prepare[name](judge.equip(variables), ctx)
         states = []
         for split in judge.splits:
             state = None

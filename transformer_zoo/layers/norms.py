@@ -17,6 +17,11 @@ def layer_norm(
     )
 
 
+def unit_length(x: Float[Array, "*batch width"], epsilon: float) -> Float[Array, "*batch width"]:
+    """Vectors by their length plus `epsilon`; one of zeros stays, and has a gradient of zero rather than none."""
+    return x / (jnp.sqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-30)) + epsilon)
+
+
 class LayerScale(nn.Module):
     """Multiplies by a learned vector (Touvron et al. 2021, arXiv 2103.17239)."""
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_zoo.data.pictures import to_uint8
 from transformer_zoo.data.scenes.checker import BRIGHTNESS, SATURATION
+from transformer_zoo.layers.norms import unit_length
 from transformer_zoo.layers.quantizers.interface import code_usage
 from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, Tree, Variables
 from transformer_zoo.tasks import adversarial
@@ -26,7 +27,7 @@ from transformer_zoo.tasks.similarity import psnr, ssim
 Pixels = Float[Array, "batch *sides channels"]
 
 PIXEL_LOSSES = ("l1", "l2")
-FEATURES = ("logits", "levels")
+FEATURES = ("logits", "levels", "distance")
 INK = 0.2  # of the range: in a picture of one channel, what is brighter is an object
 LECAM_DECAY = 0.999
 
@@ -42,12 +43,12 @@ def object_pixels(pixels: Float[Array, "*shape channels"]) -> Bool[Array, "*shap
     return (highest > BRIGHTNESS / 255) & (highest - lowest > SATURATION * highest)
 
 
-def feature_distance(first: list[Array], second: list[Array]) -> Float[Array, ""]:
-    """Squared distance of features of unit length, the mean over places, summed over levels (LPIPS, 1801.03924)."""
-    total = jnp.zeros(())
+def feature_distance(first: list[Array], second: list[Array]) -> Float[Array, " batch"]:
+    """Squared distance of features of unit length, the mean over places, summed over levels (LPIPS unweighted)."""
+    total = jnp.zeros(len(first[0]))
     for x, y in zip(first, second, strict=True):
-        x, y = (one / (jnp.linalg.norm(one, axis=-1, keepdims=True) + 1e-6) for one in (x, y))
-        total += jnp.square(x - y).sum(axis=-1).mean()
+        apart = jnp.square(unit_length(x, 1e-6) - unit_length(y, 1e-6)).sum(axis=-1)
+        total += apart.reshape(len(apart), -1).mean(axis=1)
     return total
 
 
@@ -58,15 +59,17 @@ class Tokenization(Task):
     Attributes:
         network: the tokenizer.
         discriminator: gives (logits, aux) of pixels; None trains without. Its player comes after 'model'.
-        perceptual: gives (logits, aux with 'levels') of images; comes with its weights from a run that the config
-            `requires` under this name, and judges frames one by one. None leaves its loss out.
+        perceptual: gives (logits, aux with 'levels') of images; comes with its weights from what the config `requires`
+            under this name, a run or a folder that `convert import` wrote, and judges frames one by one. None leaves
+            its loss out.
         field: of the batch that holds the pixels.
         pixel_loss: 'l1' or 'l2'.
         object_weight: of an object's pixels in it (`object_pixels`), where all others count 1.
         perceptual_weight: of the distance of features.
-        perceptual_features: 'logits', their mean squared difference (MaskGIT, MAGVIT), or 'levels' (LPIPS).
-        perceptual_mean, perceptual_std: taken off pixels in [0, 1], and divided by, as `perceptual` was trained; it
-            sees pictures of its own `image_size`.
+        perceptual_features: 'logits', their mean squared difference (MaskGIT, MAGVIT), 'levels', unweighted LPIPS of
+            any network's, or 'distance', what a network made for it says of pixels in [0, 1] (LPIPS itself).
+        perceptual_mean, perceptual_std: taken off pixels in [0, 1], and divided by, as `perceptual` was trained, unless
+            it gives a distance; it sees pictures of its own `image_size`, or as they are where that is None.
         adversarial_loss: one of `adversarial.LOSSES`.
         adversarial_weight: of the generator's part.
         adversarial_start: the step from which the discriminator trains and counts.
@@ -97,6 +100,11 @@ class Tokenization(Task):
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"task.{name} is {getattr(self, name)!r}, but must be one of {', '.join(values)}")
+        if self.perceptual_features == "distance" and not hasattr(self.perceptual, "distance"):
+            raise ValueError(
+                f"task.perceptual_features is 'distance', but {type(self.perceptual).__name__} gives none; config."
+                "requires.perceptual must name weights of lpips, or the features be 'logits' or 'levels'"
+            )
         if self.object_weight <= 0:
             raise ValueError(f"task.object_weight is {self.object_weight}, but must be above 0 (1: all pixels alike)")
 
@@ -127,8 +135,8 @@ class Tokenization(Task):
             if self.lecam_weight:
                 variables.state["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
         if self.perceptual is not None:
-            channels = self.network.channels
-            frozen = frozen_network(self.perceptual, jnp.zeros((1, *self.perceptual.image_size, channels)))
+            shape = (1, *self._perceptual_size, self.network.channels)
+            frozen = frozen_network(self.perceptual, jnp.zeros(shape))
             variables = variables.replace(frozen={"perceptual": frozen})
         return variables
 
@@ -162,7 +170,8 @@ class Tokenization(Task):
             return self._discriminator_loss(variables, pixels, jax.lax.stop_gradient(reconstruction), ctx)
         losses = {"pixel": pixel_scale * self.pixel_errors(pixels, reconstruction).mean(), **aux["losses"]}
         if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual_weight * self._feature_distance(variables, pixels, reconstruction)
+            apart = self.perceptual_distances(variables, pixels, reconstruction)
+            losses["perceptual"] = self.perceptual_weight * apart.mean()
         if self.discriminator is not None:
             fake = self._judge(variables, reconstruction)
             generator, _ = adversarial.LOSSES[self.adversarial_loss](fake, fake)
@@ -188,6 +197,45 @@ class Tokenization(Task):
         """Pixels of the tokenizer's range in [0, 1]."""
         low, high = self.network.pixel_range
         return (jnp.clip(pixels.astype(jnp.float32), low, high) - low) / (high - low)
+
+    def perceptual_distances(
+        self, variables: Variables, pixels: Pixels, reconstruction: Pixels
+    ) -> Float[Array, " batch"]:
+        """Of each sample's features, the mean over frames; pixels lie in the tokenizer's range."""
+        network, frozen = self.perceptual, variables.frozen["perceptual"]
+        assert network is not None
+
+        def images(one: Pixels) -> Array:
+            frames = self.unit(one).reshape(-1, *one.shape[-3:])
+            return jax.image.resize(frames, (len(frames), *self._perceptual_size, frames.shape[-1]), "linear")
+
+        def features(images: Array) -> tuple[Array, list[Array]]:
+            images = (images - jnp.asarray(self.perceptual_mean)) / jnp.asarray(self.perceptual_std)
+            logits, aux = apply_frozen(network, frozen, images)
+            return logits, list(aux["levels"])
+
+        first, second = images(pixels), images(reconstruction)
+        if self.perceptual_features == "distance":
+            apart = apply_frozen(network, frozen, first, second, method="distance")
+        else:
+            (logits, levels), (other_logits, other_levels) = features(first), features(second)
+            apart = feature_distance(levels, other_levels)
+            if self.perceptual_features == "logits":
+                apart = jnp.square(logits - other_logits).reshape(len(logits), -1).mean(axis=1)
+        return apart.reshape(len(pixels), -1).mean(axis=1)
+
+    @property
+    def perceptual_name(self) -> str:
+        """Of the figure of `perceptual_distances`: the features, what extracts them, the size it sees, the frames."""
+        kind = getattr(self.perceptual, "extractor", f"in_repo_{type(self.perceptual).__name__.lower()}")
+        kind = kind if self.perceptual_features == "distance" else f"{self.perceptual_features}_{kind}"
+        frames = f"_{self.network.input_shape[0]}f" if len(self.network.input_shape) == 4 else ""
+        return f"perceptual_{kind}_{'x'.join(map(str, dict.fromkeys(self._perceptual_size)))}px{frames}"
+
+    @property
+    def _perceptual_size(self) -> tuple[int, int]:
+        assert self.perceptual is not None
+        return self.perceptual.image_size or self.network.input_shape[-3:-1]
 
     def evaluators(self) -> dict[str, Evaluator]:
         return {"reconstruction": Reconstruction(task=self)}
@@ -218,20 +266,6 @@ class Tokenization(Task):
             state = {**variables.state, "lecam": moved}
         return self._counts(ctx) * loss, Aux(metrics=metrics, state=state)
 
-    def _feature_distance(self, variables: Variables, pixels: Pixels, reconstruction: Pixels) -> Float[Array, ""]:
-        def features(one: Pixels) -> tuple[Array, list[Array]]:
-            assert self.perceptual is not None
-            images = self.unit(one).reshape(-1, *one.shape[-3:])
-            images = jax.image.resize(images, (len(images), *self.perceptual.image_size, images.shape[-1]), "linear")
-            images = (images - jnp.asarray(self.perceptual_mean)) / jnp.asarray(self.perceptual_std)
-            logits, aux = apply_frozen(self.perceptual, variables.frozen["perceptual"], images)
-            return logits, list(aux["levels"])
-
-        (logits, levels), (other_logits, other_levels) = features(pixels), features(reconstruction)
-        if self.perceptual_features == "logits":
-            return jnp.square(logits - other_logits).mean()
-        return feature_distance(levels, other_levels)
-
     def _usage(self, ids: Array) -> dict[str, Array]:
         size, several = self.network.codebook_size, self.network.num_codebooks
         columns = ids.reshape(-1, several).T  # codebooks do not share codes
@@ -247,7 +281,9 @@ class Reconstruction(Evaluator):
     `mean_colour_psnr` and `mean_colour_object_psnr` are those of a picture that is all of its own mean colour.
     `perplexity` (exp of the entropy) and `usage` (share of codes that occur) are those of all ids together, means over
     codebooks. `bits_per_pixel` is what the ids cost if all are as likely. Of clips `motion_error` is the squared error
-    of the differences between frames over that of a clip at rest: 0 is best, 1 is no motion at all.
+    of the differences between frames over that of a clip at rest: 0 is best, 1 is no motion at all. Where the task has
+    a feature network, `perceptual_...` (see `Tokenization.perceptual_name`) is the mean distance of its features, and
+    `mean_colour_perceptual_...` that of pictures of their own mean colour.
     """
 
     task: Tokenization | None = None
@@ -271,6 +307,10 @@ class Reconstruction(Evaluator):
             moves, kept = jnp.diff(original, axis=1), jnp.diff(found, axis=1)
             shown["motion"] = jnp.square(moves).mean(axis=sides)
             shown["lost_motion"] = jnp.square(moves - kept).mean(axis=sides)
+        if task.perceptual is not None:
+            low, high = task.network.pixel_range
+            shown["perceptual"] = task.perceptual_distances(variables, pixels, reconstruction)
+            shown["mean_colour_perceptual"] = task.perceptual_distances(variables, pixels, low + (high - low) * flat)
         first = slice(task.num_pictures)
         return shown | {"ids": aux["ids"], "pictures": jnp.stack([original[first], found[first]], axis=1)}
 
@@ -296,6 +336,10 @@ class Reconstruction(Evaluator):
             if name.endswith(("psnr", "ssim")):
                 count = state["objects"] if "object" in name else state["count"]
                 means[name] = float(state[name] / max(count, 1))
+        for name in ("perceptual", "mean_colour_perceptual"):
+            if name in state:
+                shown_as = name.replace("perceptual", self.task.perceptual_name)
+                means[shown_as] = float(state[name] / max(state["count"], 1))
         if "motion" in state:
             means["motion_error"] = float(state["lost_motion"] / max(state["motion"], 1e-9))
         usage = codebook_usage(state["codes"])

@@ -14,12 +14,13 @@ from transformer_zoo.evaluation.sweeps import write_sweep
 from transformer_zoo.task import Context
 from transformer_zoo.training import checkpoints as store
 from transformer_zoo.training import sharding
-from transformer_zoo.training.config import load_config, override
+from transformer_zoo.training.config import override
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.loop import evaluation_variables, make_optimizers, player_configs
 from transformer_zoo.training.reporting import append_line, write_samples
 from transformer_zoo.training.start import as_list, restore_frozen
 from transformer_zoo.training.state import abstract_state
+from transformer_zoo.training.weights import required_config
 
 Build = Callable[..., Any]
 
@@ -54,7 +55,7 @@ def evaluate(config: Any, workdir: Path, build: Build, step: int | None = None, 
     path = store.newest_intact(workdir / "checkpoints", step)
     meta = store.read_meta(path)
     try:
-        built = build(config, {name: load_config(spec) for name, spec in config.get("requires", {}).items()})
+        built = build(config, {name: required_config(spec) for name, spec in config.get("requires", {}).items()})
     except ValueError as error:
         raise UserError(f"config: {error}") from error
     task = built.task

@@ -94,7 +94,8 @@ def vqgan(
         discriminator: its group in `config.model`.
         batch_size: samples a step.
         field: of the batch.
-        perceptual: config of a classifier of images of the same size.
+        perceptual: config of a classifier of images of the same size, or a folder of weights that `convert import`
+            wrote; those of lpips go with `config.task.perceptual_features = "distance"`.
     """
     tokenizer = config.model
     config.model = type(tokenizer)({"network": tokenizer, "discriminator": discriminator})
@@ -115,6 +116,7 @@ def vqgan(
     config.optimizer = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "b1": 0.0, "b2": 0.99}
     config.ema = {"decay": 0.999}
     config.checkpoint.every_steps = config.eval.every_steps = 5000
+    config.evaluators = {}  # a place for those that need weights by path, such as FID
 
 
 def caption_scenes(config: Any, tokenizer: str, frames: int = 0, *, label: str = "", low: float = 0.0) -> None:

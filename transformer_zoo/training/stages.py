@@ -15,6 +15,7 @@ from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.processes import is_primary
 from transformer_zoo.training.report_page import write_stages_report
 from transformer_zoo.training.start import as_list
+from transformer_zoo.training.weights import is_imported, required_config
 from transformer_zoo.training.workdir import write_config
 
 Build = Callable[..., Any]  # zoo.build, handed in because only the zoo resolves names
@@ -100,6 +101,8 @@ def link_results(workdir: Path, folders: list[tuple[str, Path]]) -> None:
 def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, dict[str, tuple[Any, Path]]]:
     """The config with every `init_from.requires` resolved to a workdir, and (config, workdir) of all required runs.
 
+    A folder of imported weights is as good as a finished run.
+
     A missing run of a `tiny` variant is trained first, in a folder named by its config's hash beside `workdir`, under
     a lock, so that all who need it share it.
 
@@ -108,6 +111,9 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
     """
     required: dict[str, tuple[Any, Path]] = {}
     for name, spec in config.get("requires", {}).items():
+        if is_imported(spec):
+            required[name] = (required_config(spec), Path(spec).absolute())
+            continue
         other = load_config(spec)
         file, _, variant = spec.partition(":")
         folder = workdir.parent / "required" / f"{Path(file).stem}-{variant or 'tiny'}-{config_hash(other)}"

@@ -8,6 +8,7 @@ import jax
 
 from transformer_zoo.task import Task, Tree
 from transformer_zoo.training import checkpoints as store
+from transformer_zoo.training import weights
 from transformer_zoo.training.config import to_json
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.optimizer import Optimizer
@@ -30,9 +31,9 @@ def start_state(
     state = create_state(task, optimizers, abstract, config.seed)
     origins: list[dict[str, Any]] = []
     for source in sources:
-        path = store.newest_intact(Path(source["workdir"]) / "checkpoints", source.get("step"))
+        path = origin_of(source)
         state, report = transfer(state, abstract, path, source["table"])
-        origins.append({"path": str(path), "hash": store.manifest_hash(path)})
+        origins.append({"path": str(path), "hash": hash_of(path)})
         tell(report)
     if state.ema is not None and sources:
         state = state.replace(ema=jax.tree.map(lambda leaf: leaf.copy(), state.params))
@@ -41,23 +42,47 @@ def start_state(
     return state, meta
 
 
+def origin_of(source: Mapping[str, Any]) -> Path:
+    """Where a source's arrays lie: a folder of imported weights, or the newest intact checkpoint of a run."""
+    folder = Path(source["workdir"])
+    return folder if weights.is_imported(folder) else store.newest_intact(folder / "checkpoints", source.get("step"))
+
+
+def hash_of(path: Path) -> str:
+    """Names the exact contents of an origin."""
+    return weights.imported_hash(path) if weights.is_imported(path) else store.manifest_hash(path)
+
+
 def transfer(state: TrainState, abstract: TrainState, path: Path, table: Any) -> tuple[TrainState, str]:
-    """`state` with the arrays that `table` takes from the checkpoint at `path`, and a report of what was taken."""
+    """`state` with the arrays that `table` takes from the origin at `path`, and a report of what was taken."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(state)
     names = [path_of(keys) for keys, _ in leaves]
     targets = {name: leaf for name, leaf in zip(names, jax.tree.leaves(abstract)) if not name.startswith("optimizer")}
-    plan, report = store.plan_transfer(store.stored_shapes(path), targets, table, str(path))
-    wanted: dict[str, Any] = {}
-    for target, source in plan.items():
-        *parents, last = source.split("/")
-        node = wanted
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = targets[target]
-    loaded = store.restore(path, wanted, partial=True)
-    flat = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+    imported = weights.read_imported(path) if weights.is_imported(path) else None
+    stored = store.stored_shapes(path) if imported is None else imported
+    plan, report = store.plan_transfer(stored, targets, table, str(path))
+    if imported is None:
+        flat = restored(path, {source: targets[target] for target, source in plan.items()})
+    else:
+        flat = {
+            source: jax.device_put(imported[source].astype(targets[target].dtype), targets[target].sharding)
+            for target, source in plan.items()
+        }
     new = [flat[plan[name]] if name in plan else leaf for name, (_, leaf) in zip(names, leaves)]
     return jax.tree_util.tree_unflatten(structure, new), report
+
+
+def restored(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of the checkpoint at `path` by their paths there, placed as `wanted` says."""
+    tree: dict[str, Any] = {}
+    for source, target in wanted.items():
+        *parents, last = source.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = target
+    loaded = store.restore(path, tree, partial=True)
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
 
 
 def restore_frozen(abstract: Tree, sources: list[dict[str, Any]], origins: list[dict[str, str]]) -> Tree:
@@ -72,9 +97,10 @@ def restore_frozen(abstract: Tree, sources: list[dict[str, Any]], origins: list[
     placed = frozen
     for source, origin in zip(sources, origins):
         path = Path(origin["path"])
-        if not (path / store.MANIFEST).exists():
+        imported = weights.is_imported(path)
+        if not imported and not (path / store.MANIFEST).exists():
             raise UserError(f"frozen arrays came from {path}, which is gone; bring it back or start a new workdir")
-        if store.manifest_hash(path) != origin["hash"] or store.damage_of(path):
+        if hash_of(path) != origin["hash"] or (not imported and store.damage_of(path)):
             raise UserError(f"frozen arrays came from {path}, which has changed since; start a new workdir")
         table = [row for row in source["table"] if row[1].startswith("frozen/")]
         if table:

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from transformer_zoo import naming
 from transformer_zoo.data.pipeline import Data, checked, open_data
 from transformer_zoo.task import Evaluator, Task
-from transformer_zoo.training.config import load_config
+from transformer_zoo.training.weights import required_config
 from transformer_zoo.zoo.index import network_path, papers
+from transformer_zoo.zoo.load import load
 
 TASKS = {
     "classification": "transformer_zoo.tasks.classification:Classification",
@@ -31,7 +32,11 @@ EVALUATORS = {
     "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
     "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
     "scene_frechet": "transformer_zoo.evaluation.frechet:SceneFrechet",
+    "network_frechet": "transformer_zoo.evaluation.frechet:NetworkFrechet",
+    "perceptual_distance": "transformer_zoo.evaluation.perceptual:PerceptualDistance",
 }
+# Those that judge by a network with weights by path, and the network that they take unless told otherwise.
+EXTRACTORS = {"network_frechet": "inception_v3", "perceptual_distance": "lpips"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +66,12 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
         kind = options.pop("name", "")
         if kind not in EVALUATORS:
             raise naming.unknown(f"evaluators.{name}.name", kind, EVALUATORS)
-        evaluators[name] = naming.construct(
-            naming.load(EVALUATORS[kind]), options, f"evaluators.{name}", {"task": task}
-        )
+        given = {"task": task}
+        if kind in EXTRACTORS:
+            key = options.pop("extractor", EXTRACTORS[kind])
+            arguments = options.pop("arguments", {})
+            given |= extractor(key, options.pop("weights", ""), arguments, f"evaluators.{name}")
+        evaluators[name] = naming.construct(naming.load(EVALUATORS[kind]), options, f"evaluators.{name}", given)
     data = open_data(
         config.data,
         batch_size=config.batch_size,
@@ -72,6 +80,27 @@ def build(config: Any, required: Mapping[str, Any] | None = None) -> Built:
     )
     splits = {split: None for judge in (*task.evaluators().values(), *evaluators.values()) for split in judge.splits}
     return Built(task, evaluators, checked(data, task.spec(), task.check, splits))
+
+
+def extractor(key: str, weights: str, arguments: naming.Options, where: str) -> dict[str, Any]:
+    """The fields `network` and `weights` of an evaluator that judges by a published network.
+
+    Args:
+        key: of the network.
+        weights: their file, or the folder of their import.
+        arguments: fields of the network that differ from the published ones.
+        where: the evaluator in the config, for messages.
+
+    Raises:
+        ValueError: no weights, or a file that does not fit.
+    """
+    if not weights:
+        raise ValueError(f"{where}.weights is missing: give the file of {key}'s weights, or the folder of its import")
+    try:
+        network, variables, _ = load(key, "", weights, **dict(arguments))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    return {"network": network, "weights": variables}
 
 
 def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
@@ -93,7 +122,7 @@ def build_task(config: Any, required: Mapping[str, Any] | None = None) -> Task:
     if required is None:
         optional = {name for name, field in fields.items() if field.default is not dataclasses.MISSING}
         specs = {name: spec for name, spec in config.get("requires", {}).items() if name not in optional}
-        required = {name: load_config(spec) for name, spec in specs.items()}
+        required = {name: required_config(spec) for name, spec in specs.items()}
     if "sampling" in config:
         if "sampling" not in fields:
             raise ValueError(f"config.sampling is given, but the task {kind!r} samples nothing")

@@ -3,7 +3,8 @@
 A file holds the paper's names (`key`, `title`, `arxiv`, `family`, `status`, ...), where its network stands (`network`,
 'package.module:Class'), its own tasks if it has any, and a table of published sizes: the network's arguments beside the
 published figures and those that `python -m transformer_zoo.zoo --recount` computes. A paper of several networks names
-the others in `networks`, and a size of one of them says so in its field `network`.
+the others in `networks`, and a size of one of them says so in its field `network`. `networks.toml` lists published
+networks that no paper here adds.
 """
 
 import functools
@@ -33,6 +34,12 @@ def papers() -> dict[str, dict[str, Any]]:
     return found
 
 
+@functools.cache
+def networks() -> dict[str, dict[str, Any]]:
+    """The entries of `networks.toml`, by key: published networks whose weights come by path."""
+    return tomllib.loads(resources.files("transformer_zoo.zoo").joinpath("networks.toml").read_text())
+
+
 def paper(key: str) -> dict[str, Any]:
     """One paper's entry; raises ValueError naming the nearest key."""
     if key not in papers():
@@ -46,15 +53,16 @@ def network_path(name: str) -> str:
     Raises:
         ValueError: no such name; the nearest is given.
     """
-    known = NETWORKS | {name: path for entry in papers().values() for name, path in entry.get("networks", {}).items()}
+    known = NETWORKS | {key: entry["network"] for key, entry in networks().items()}
+    known |= {name: path for entry in papers().values() for name, path in entry.get("networks", {}).items()}
     if name not in known and name not in papers():
         raise naming.unknown("paper", name, [*papers(), *known])
     return known[name] if name in known else papers()[name]["network"]
 
 
 def sizes(key: str) -> dict[str, dict[str, Any]]:
-    """The published sizes of a paper's networks, by variant."""
-    return paper(key)["sizes"]
+    """The published sizes of a paper's networks, or of one of `networks`, by variant."""
+    return networks()[key]["sizes"] if key in networks() else paper(key)["sizes"]
 
 
 def arguments(key: str, size: str) -> dict[str, Any]:

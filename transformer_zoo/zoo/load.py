@@ -17,10 +17,9 @@ from transformer_zoo.convert.layout import abstract_variables, detect, layout, p
 from transformer_zoo.convert.preprocessing import Preprocessing
 from transformer_zoo.convert.table import Rule, flatten, import_arrays, unflatten
 from transformer_zoo.training import checkpoints
+from transformer_zoo.training.weights import CONFIG, WEIGHTS
 from transformer_zoo.zoo.export import FORMAT, save_parameters
-from transformer_zoo.zoo.index import arguments, create, paper, papers, sizes
-
-WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+from transformer_zoo.zoo.index import arguments, create, network_path, paper, papers, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +44,22 @@ class Source:
 def load(
     key: str,
     size: str,
-    file: str | Path,
+    file: str | Path | Sequence[str | Path],
     *,
     allow_missing: Sequence[str] = (),
     allow_unplaced: Sequence[str] = (),
     **options: Any,
 ) -> tuple[Any, dict[str, Any], Preprocessing | None]:
-    """A paper's network with weights, and the preprocessing that belongs to them.
+    """A paper's network, or one of `index.networks`, with weights, and the preprocessing that belongs to them.
 
     The layout is recognised by the names. What the arrays tell about the network (classes, pooling, ...) need not be
     given; `size` overrides it except for the image size, and `options` override both.
 
     Args:
-        key: the paper.
+        key: the paper, or the network.
         size: a published size; '' where the file and `options` say enough.
         file: .safetensors, .npz or a torch file; a folder that `convert import` wrote; a run or one of its checkpoints,
-            of which the trained parameters (not their average) are taken.
+            of which the trained parameters (not their average) are taken. Several files count as one.
         allow_missing: regexes of our paths that may stay as initialised: ['head/.*'] for other classes.
         allow_unplaced: regexes of names in the file that need no place.
         **options: fields of the network.
@@ -71,8 +70,10 @@ def load(
     Raises:
         ValueError: names, shapes or options that do not fit; the message names them and the nearest valid one.
     """
-    paper(key)
-    source = _read(key, Path(file))
+    network_path(key)
+    files = [file] if isinstance(file, str | Path) else list(file)
+    source = _read(key, Path(files[0])) if len(files) == 1 else _read_all(files)
+    shown = ", ".join(map(str, files))
     stated = arguments(key, size) if size else {}
     if source.ours:
         module = create(source.network or key, "", **{**source.arguments, **stated, **options})
@@ -85,9 +86,10 @@ def load(
         untold = [name for name in chosen.untold if name not in fields]
         if untold:
             listed = ", ".join(sizes(key)) or "none is listed"
-            raise ValueError(f"{file} does not tell {', '.join(untold)}; give a size ({listed}) or these as options")
+            raise ValueError(f"{shown} does not tell {', '.join(untold)}; give a size ({listed}) or these as options")
         module = create(chosen.network or key, "", **fields)
         table, prefixes = chosen.table(module), chosen.prefixes
+        allow_unplaced = [*allow_unplaced, *chosen.ignored]
         preprocessing = chosen.preprocessing(module) if chosen.preprocessing else None
     abstract = abstract_variables(key, module)
     shapes = flatten(abstract)
@@ -103,7 +105,7 @@ def load(
             allow_unplaced=allow_unplaced,
         )
     except ValueError as error:
-        raise ValueError(f"{file} does not fit {type(module).__name__}: {error}") from None
+        raise ValueError(f"{shown} does not fit {type(module).__name__}: {error}") from None
     arrays: dict[str, Any] = {path: jnp.asarray(array) for path, array in found.items()}
     if len(arrays) < len(shapes):
         example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), paper_layouts(key).example(module))
@@ -143,6 +145,21 @@ def _read(key: str, path: Path) -> Source:
         if metadata.get("format") == FORMAT["format"]:
             return _with_config(key, arrays, file.parent / CONFIG)
     return Source(read_arrays(file))
+
+
+def _read_all(files: Sequence[str | Path]) -> Source:
+    """The arrays of several files.
+
+    Raises:
+        ValueError: a name that is in two of them.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for file in files:
+        found = read_arrays(file)
+        if twice := sorted(arrays.keys() & found.keys()):
+            raise ValueError(f"{file} holds {twice[0]!r}, and so does a file before it")
+        arrays |= found
+    return Source(arrays)
 
 
 def _with_config(key: str, arrays: Mapping[str, np.ndarray], file: Path) -> Source:
