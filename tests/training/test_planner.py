@@ -119,6 +119,7 @@ def test_groups_are_read_in_every_way_they_are_written():
     assert group_size("replica_groups=[4,2]<=[8]") == 2
     assert group_size("replica_groups={{0,1,2},{3,4,5}}, more") == 3
     assert group_size("replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=2] {'axis_0','axis_1'}") == 8
+    assert group_size("replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}, more") == 2
     assert group_size("channel_id=1") == 1
 
 
