@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from transformer_zoo import zoo
-from transformer_zoo.training import command, stages
+from transformer_zoo.training import command, stages, xla_flags
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -16,7 +16,10 @@ def train(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", default="", help="a machine: plan the run for it instead of training")
     parser.add_argument("--profile", action="store_true", help="say where the time of a step goes, and train no more")
+    parser.add_argument("--xla_flags", default="", help="gpu or tpu: set the compiler flags of training/xla_flags.py")
     flags, overrides = command.parse(parser, arguments)
+    for flag in xla_flags.set_flags(flags.xla_flags):
+        print(f"{flag.text}  {flag.why} ({flag.source})")
     config, workdir = command.read_config(flags, overrides)
     if flags.plan:
         command.plan(flags, overrides, workdir, zoo.build_task)

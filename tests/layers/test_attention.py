@@ -290,7 +290,7 @@ def test_an_implementation_asked_for_is_taken_or_refused_with_a_way_out():
         attend(*inputs(), implementation="cudnn")
     with pytest.raises(ValueError, match="'pallas' cannot serve this call: it needs a TPU, not cpu"):
         attend(*inputs(), implementation="pallas")
-    with pytest.raises(ValueError, match="'flash' is none of auto, xla, chunked, cudnn, pallas"):
+    with pytest.raises(ValueError, match="'flash' is none of auto, xla, chunked, cudnn, pallas, ring"):
         attend(*inputs(), implementation="flash")
 
 

@@ -119,6 +119,7 @@ def test_groups_are_read_in_every_way_they_are_written():
     assert group_size("replica_groups=[4,2]<=[8]") == 2
     assert group_size("replica_groups={{0,1,2},{3,4,5}}, more") == 3
     assert group_size("replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=2] {'axis_0','axis_1'}") == 8
+    assert group_size("replica_groups=mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}, more") == 2
     assert group_size("channel_id=1") == 1
 
 
@@ -181,6 +182,15 @@ def test_memory_is_the_state_on_a_device_and_what_the_backward_pass_needs():
     assert estimate(one, costs, 2).memory["kept activations"] == alone["kept activations"] // 2
 
 
+def test_split_tokens_divide_what_the_backward_pass_needs():
+    one, split = setting(1), setting(4, **{"mesh.data": 2, "mesh.sequence": 2})
+    costs = costs_of(one)
+    alone, needs = estimate(one, costs, 1), estimate(split, costs, 1)
+    assert needs.memory["kept activations"] == alone.memory["kept activations"] // 4
+    assert needs.memory["parameters"] == alone.memory["parameters"]
+    assert [(found.kind, found.devices) for found in needs.collectives] == [("all-reduce", 4)]
+
+
 def test_full_rematerialisation_keeps_the_inputs_of_blocks():
     plain, full = (
         [costs_of(setting(1, **{"model.remat": remat, "model.depth": depth})) for depth in (2, 4)]
@@ -227,6 +237,14 @@ def test_parameters_that_do_not_fit_ask_for_fsdp():
     fixed = {"batch_size": 8, "model.width": 24576, "model.num_heads": 3}
     with pytest.raises(UserError, match=r"raise mesh.fsdp \(now 1\)"):
         plan(loader(**fixed), "gpu:t4x8", build_task)
+
+
+def test_one_sample_a_device_asks_for_the_sequence_axis():
+    fixed = {"batch_size": 2, "model.image_size": (4096, 4096), "model.depth": 96, "mesh.data": 2}
+    with pytest.raises(UserError, match=r"every device has one sample, so .* raise mesh\.sequence \(now 1\)"):
+        plan(loader(**fixed), "gpu:t4x2", build_task)
+    made, _ = plan(loader(batch_size=4, **{"mesh.data": 2, "mesh.sequence": 2}), "gpu:t4x4", build_task)
+    assert made.mesh == {"data": 2, "sequence": 2}
 
 
 def test_a_search_finds_what_fits_and_keeps_the_batch():

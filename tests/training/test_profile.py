@@ -1,6 +1,12 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.training import toys
+from transformer_zoo.data import sources
+from transformer_zoo.data.pipeline import open_data
 from transformer_zoo.training import loop, profile
 from transformer_zoo.training.errors import UserError
 
@@ -38,6 +44,50 @@ def test_operations_are_told_by_pass_and_part(name, expected):
 def test_the_program_says_where_operations_belong():
     found = profile.places(PROGRAM)
     assert found["up"] == ("forward", "Block_0/mlp/up") and found["copy.1"] == ("not noted", "copy")
+
+
+def test_moments_count_once_however_many_threads_share_them():
+    computing, preparing = [(0.0, 40.0), (30.0, 60.0), (80.0, 90.0)], [(50.0, 70.0), (55.0, 65.0), (85.0, 100.0)]
+    both = profile.overlap_of(computing, preparing)
+    expected = (70e-9, 35e-9, 15e-9)
+    assert (both.computing, both.preparing, both.hidden) == pytest.approx([x / profile.MEASURED for x in expected])
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow(toys.Regression):
+    """Steps that take some milliseconds, so that batches can be made meanwhile."""
+
+    def loss(self, variables, batch, ctx):
+        value, aux = super().loss(variables, batch, ctx)
+        busy = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), jnp.full((256, 256), value * 1e-9))
+        return value + 0 * busy.sum(), aux
+
+
+class Records:
+    """Rows of random numbers."""
+
+    def __len__(self):
+        return 64
+
+    def read(self, indices, seeds):
+        return toys.toy_batch(0, len(indices))
+
+
+def test_batches_are_prepared_while_the_devices_compute(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "open_source", lambda name, split, options: Records())
+    data = open_data({"source": "records"}, batch_size=8, eval_batch_size=8, seed=0)
+
+    def train(profiler):
+        loop.train(toys.toy_config(total_steps=30), Slow(), {}, data, tmp_path / "run", watch=profiler.at)
+
+    page = profile.profile(train, lambda: PROGRAM, tmp_path, "toy").read_text()
+    (trace,) = (tmp_path / "trace").rglob("*.xplane.pb")
+    data = jax.profiler.ProfileData.from_file(str(trace))
+    names = {event.name for plane in data.planes for line in plane.lines for event in line.events}
+    assert {"batch: read", "batch: transfer"} <= names
+    both = profile.overlap(data)
+    assert both.computing > 0 and both.hidden > 0.5 * both.preparing > 0
+    assert f"{100 * both.hidden / both.preparing:.3g} %" in page
 
 
 def run(workdir, steps):

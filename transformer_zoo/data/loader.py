@@ -16,7 +16,7 @@ import numpy as np
 from transformer_zoo.data import draws
 from transformer_zoo.data.checks import CORRUPT, CorruptRecords, DataError, check_dense, is_text
 from transformer_zoo.data.sources import STREAMS, Source
-from transformer_zoo.data.timing import Timing
+from transformer_zoo.data.timing import PREPARING, Timing
 from transformer_zoo.data.transforms import Step
 
 PREFETCH = 4  # batches that threads of this process keep ready
@@ -55,7 +55,8 @@ def read_batch(source: Source, steps: Sequence[Step], indices: np.ndarray, seeds
     try:
         for name, step in (first, *steps):
             start = time.perf_counter()
-            batch = step(batch, seeds)
+            with jax.profiler.TraceAnnotation(PREPARING + name):
+                batch = step(batch, seeds)
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
         check_dense(batch)
     except ValueError as error:

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+PREPARING = "batch: "  # begins the name of what makes or moves a batch in a profiler's trace
+
 
 class Timing:
     """Adds up what the consumed batches cost, and how long the devices stood idle for want of the next one.
@@ -43,7 +45,8 @@ class Timing:
     def in_transfer(self) -> Iterator[None]:
         """Around moving a batch to the devices."""
         start = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation(f"{PREPARING}transfer"):
+            yield
         self._transfer += time.perf_counter() - start
 
     @contextlib.contextmanager

@@ -11,10 +11,12 @@ from jaxtyping import Array, Bool, Float
 
 from transformer_zoo.layers import attention_kernels as kernels
 from transformer_zoo.layers.attention_kernels import Shaped, Window
+from transformer_zoo.layers.attention_ring import ring
+from transformer_zoo.layers.constraints import SEQUENCE_AXIS, sequence_parts
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.rope import Rope, apply_rope
 
-IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "pallas")
+IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "pallas", "ring")
 QK_NORMS = ("layer", "rms")
 # From this many logits a head and sample, 'auto' no longer writes them out. On a CPU 'chunked' is then up to twice as
 # fast, on shorter sequences equal or slower.
@@ -31,6 +33,7 @@ def choose_implementation(
     capability: float = 0.0,
     causal: bool = False,
     window: Window | None = None,
+    sequence: int = 1,
     **hooks: Shaped | None,
 ) -> tuple[str, str]:
     """The implementation that serves a call of `attend`, and why; looks at shapes and dtypes only.
@@ -44,6 +47,7 @@ def choose_implementation(
         capability: of the GPU, 9.0 for Hopper; 0 where there is none.
         causal: see `attend`.
         window: see `attend`.
+        sequence: devices that the tokens of queries and keys are split over.
         **hooks: bias, mask, logit_multiplier and probability_mask of `attend`.
 
     Raises:
@@ -54,6 +58,7 @@ def choose_implementation(
     refusals = {
         "cudnn": kernels.cudnn_refusal(query, key, value, platform=platform, capability=capability, **hooks),
         "pallas": kernels.pallas_refusal(query, key, value, platform=platform, causal=causal, window=window, **hooks),
+        "ring": "" if sequence > 1 else "it needs a mesh whose sequence axis splits the tokens",
     }
     if implementation != "auto":
         if refusals.get(implementation):
@@ -63,6 +68,8 @@ def choose_implementation(
             )
         return implementation, "it was asked for"
     logits = f"{query.shape[1]} x {key.shape[1]} logits"
+    if sequence > 1:
+        return "ring", f"{logits} are split over sequence={sequence}"
     if query.shape[1] * key.shape[1] < MANY_LOGITS:
         return "xla", f"{logits} are few"
     kernel = {"gpu": "cudnn", "tpu": "pallas"}.get(platform)
@@ -118,8 +125,9 @@ def attend(
         logit_multiplier: multiplies the scaled logits.
         probability_mask: multiplies the softmax, which is not normalised again.
         implementation: 'xla' writes all logits out, 'chunked' at most `chunk_size` queries' at a time in both
-            directions, 'cudnn' and 'pallas' are the fused kernels for NVIDIA GPUs and TPUs, 'auto' chooses and logs.
-        chunk_size: queries at a time for 'chunked'.
+            directions, 'cudnn' and 'pallas' are the fused kernels for NVIDIA GPUs and TPUs, 'ring' serves tokens that
+            are split over devices, 'auto' chooses and logs.
+        chunk_size: queries at a time for 'chunked', keys for 'ring'.
 
     Raises:
         ValueError: `implementation` is unknown, or was asked for by name and cannot serve the call.
@@ -129,6 +137,9 @@ def attend(
         bias=bias, mask=mask, logit_multiplier=logit_multiplier, probability_mask=probability_mask
     )
     platform, capability = current_device()
+    mesh = dict(jax.sharding.get_abstract_mesh().shape)
+    # Few tokens stay whole; by name they are split all the same.
+    parts = min(sequence_parts(query.shape[1]), sequence_parts(key.shape[1]))
     name, reason = choose_implementation(
         implementation,
         query,
@@ -138,6 +149,7 @@ def attend(
         capability=capability,
         causal=causal,
         window=window,
+        sequence=mesh.get(SEQUENCE_AXIS, 1) if implementation == "ring" else parts,
         **hooks,
     )
     log_once(name, reason)
@@ -146,6 +158,8 @@ def attend(
         return kernels.cudnn(query, key, value, bias=bias, mask=mask, **options)
     if name == "pallas":
         return kernels.pallas(query, key, value, mask=mask, **options)
+    if name == "ring":
+        return ring(query, key, value, chunk_size=chunk_size, **hooks, **options)
     if name == "chunked":
         return kernels.chunked(query, key, value, chunk_size=chunk_size, **hooks, **options)
     return kernels.plain(query, key, value, **hooks, **options)

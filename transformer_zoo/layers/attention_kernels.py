@@ -1,4 +1,4 @@
-"""Four ways to compute softmax(query key^T) value; `attention.attend` chooses among them.
+"""Four ways to compute softmax(query key^T) value; `attention.attend` chooses among them and `attention_ring`.
 
 Shapes: query [batch, queries, heads, dim], key [batch, keys, heads, dim], value [batch, keys, heads, value_dim]; bias,
 mask, logit_multiplier and probability_mask broadcast to [batch, heads, queries, keys]. The last query stands beside
@@ -7,7 +7,6 @@ mean of all values, as with a softmax over equal logits.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer_zoo.layers.constraints import BATCH_AXES
+from transformer_zoo.layers.constraints import BATCH_AXES, dividing_axes
 
 Shaped = jax.Array | jax.ShapeDtypeStruct
 Window = tuple[int | None, int | None]
@@ -259,11 +258,7 @@ def per_device(kernel: Callable[..., Array], batch: int, heads: int) -> Callable
     if not axes:
         return kernel
 
-    def divisible(names: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-        names = tuple(name for name in names if name in axes)
-        return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
-
-    samples, split_heads = divisible(BATCH_AXES, batch), divisible(HEAD_AXES, heads)
+    samples, split_heads = dividing_axes(BATCH_AXES, batch), dividing_axes(HEAD_AXES, heads)
     tokens = PartitionSpec(samples, None, split_heads)
     specs = (tokens, tokens, tokens, PartitionSpec(samples))
     return jax.shard_map(kernel, in_specs=specs, out_specs=tokens, axis_names=set(axes), check_vma=False)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer_zoo.layers.attention import Attention
 from transformer_zoo.layers.blocks import scan_blocks
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.mlp import ACTIVATIONS, Mlp
 from transformer_zoo.layers.norms import layer_norm
 
@@ -38,7 +38,7 @@ class PostNormBlock(nn.Module):
         self, x: Float[Array, "batch tokens width"], scanned: Any = None
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
         drop = nn.Dropout(self.dropout_rate, deterministic=not self.train)
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         batch, tokens, _ = x.shape
         kept = None
         if self.train and self.dropout_rate:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from transformer_zoo.layers.attention import Attention
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.mlp import Mlp
 from transformer_zoo.layers.norms import DropPath, LayerScale, layer_norm
 
@@ -138,7 +138,7 @@ class Block(nn.Module):
                 y = LayerScale(self.layer_scale, name=f"{name}_scale")(y)
             return DropPath(self.train, name=f"{name}_drop")(y, drop_path_rate)
 
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         y = Attention(
             self.num_heads,
             qkv_bias=self.qkv_bias,
@@ -217,7 +217,7 @@ class DecoderBlock(nn.Module):
         def branch(y: Any, name: str) -> Array:
             return DropPath(self.train, name=f"{name}_drop")(y, drop_path_rate)
 
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         x = x + branch(attention("attention")(norm("norm1")(x), mask=mask), "attention")
         y = attention("cross_attention")(norm("query_norm")(x), norm("context_norm")(context), mask=context_mask)
         x = x + branch(y, "cross_attention")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer_zoo.layers.attention import HeadProjection, attend
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.mlp import ACTIVATIONS, Mlp
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.rope import Rope, apply_rope
@@ -94,7 +94,7 @@ class TwoStreamBlock(nn.Module):
         norm = layer_norm(1e-6, self.dtype, affine=False)
         names, given, halves, projected = ("text_", ""), [], [], []
         for name, x in zip(names, streams):
-            x = constrain_batch(x)
+            x = constrain_tokens(x)
             parts = modulation(condition, 6, x.shape[-1], self.dtype, f"{name}modulation")
             half = StreamAttention(
                 x.shape[-1], self.num_heads, self.head_dim, dtype=self.dtype, name=f"{name}attention"
@@ -136,7 +136,7 @@ class SingleStreamBlock(nn.Module):
         rope: Rope | None,
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
         width = x.shape[-1]
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         shift, scale, gate = modulation(condition, 3, width, self.dtype, "modulation")
         y = layer_norm(1e-6, self.dtype, affine=False)(x) * (1 + scale) + shift
         half = StreamAttention(width, self.num_heads, self.head_dim, False, self.dtype, name="attention")

@@ -18,7 +18,16 @@ from transformer_zoo.training.errors import UserError
 FREE_FIELDS = ("checkpoint", "eval", "log", "mesh", "evaluators", "sampling", "data.workers")
 # Groups whose fields are those of what they build, which checks them: any may be set, not only those in the file.
 SOURCE_GROUPS = ("options", "train_options", "eval_options")  # of data: belong to its source
-OPEN_GROUPS = ("model", "task", "optimizer", "data.options", "data.train_options", "data.eval_options", "evaluators")
+OPEN_GROUPS = (
+    "model",
+    "task",
+    "optimizer",
+    "mesh",
+    "data.options",
+    "data.train_options",
+    "data.eval_options",
+    "evaluators",
+)
 OPTIONAL_FIELDS = (
     "ema",
     "evaluators",

@@ -70,7 +70,7 @@ def check_groups(groups: int, described: str) -> None:
     if groups % jax.process_count():
         raise UserError(
             f"config.mesh ({described}) splits the batch into {groups} parts, which {jax.process_count()} processes "
-            "cannot share evenly: mesh.data x mesh.fsdp must be a multiple of their number"
+            "cannot share evenly: mesh.data x mesh.fsdp x mesh.expert must be a multiple of their number"
         )
 
 

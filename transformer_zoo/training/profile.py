@@ -4,7 +4,8 @@
 
 Operations are counted by their own time (what runs inside of them is theirs no more), summed over the devices and
 threads that run them, and grouped by pass and by the part of the network that asked for them, which the compiler notes
-beside each operation.
+beside each operation. Beside them stands how much of the work on batches was done while the devices computed: what is
+left is time they may have waited. Batches made by worker processes show up by their way to the devices alone.
 """
 
 import collections
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 
+from transformer_zoo.data.timing import PREPARING
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.planner.page import table
 from transformer_zoo.training.planner.programs import read_program
@@ -82,9 +84,59 @@ def profile(train: Callable[[Profiler], Any], program: Callable[[], str], workdi
     if not profiler.seconds:
         raise UserError(f"--profile takes {WARM + MEASURED} steps, but the run has fewer: raise config.total_steps")
     (file,) = folder.rglob("*.xplane.pb")
-    own = own_times(jax.profiler.ProfileData.from_file(str(file)))
+    trace = jax.profiler.ProfileData.from_file(str(file))
     (perfetto,) = folder.rglob("perfetto_trace.json.gz")
-    return write(own, places(program()), profiler.seconds / MEASURED, perfetto, workdir, title)
+    return write(
+        own_times(trace), overlap(trace), places(program()), profiler.seconds / MEASURED, perfetto, workdir, title
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Seconds a step, each moment counted once however many threads or devices share it.
+
+    Attributes:
+        computing: in which a device computed.
+        preparing: in which batches were made or moved.
+        hidden: in which both happened.
+    """
+
+    computing: float
+    preparing: float
+    hidden: float
+
+
+def overlap(data: Any) -> Overlap:
+    """How far preparing batches hides behind the devices' work."""
+    computing, preparing = [], []
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                span = (event.start_ns, event.start_ns + event.duration_ns)
+                if event.name.startswith(PREPARING):
+                    preparing.append(span)
+                elif any(name == "hlo_op" for name, _ in event.stats):
+                    computing.append(span)
+    return overlap_of(computing, preparing)
+
+
+def overlap_of(computing: Iterable[tuple[float, float]], preparing: Iterable[tuple[float, float]]) -> Overlap:
+    """`overlap` of spans (begin, end) in nanoseconds."""
+    first, second = merged(computing), merged(preparing)
+    lengths = [sum(end - begin for begin, end in spans) for spans in (first, second, merged(first + second))]
+    computed, prepared, either = (length / 1e9 / MEASURED for length in lengths)
+    return Overlap(computed, prepared, computed + prepared - either)
+
+
+def merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The moments that lie in any of the spans, as spans that do not meet."""
+    found: list[tuple[float, float]] = []
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((begin, end))
+    return found
 
 
 def own_times(data: Any) -> dict[str, float]:
@@ -142,6 +194,7 @@ def longest(seconds: Mapping[Any, float]) -> list[tuple[Any, float]]:
 
 def write(
     own: Mapping[str, float],
+    both: Overlap,
     where: Mapping[str, tuple[str, str]],
     step_seconds: float,
     perfetto: Path,
@@ -171,6 +224,9 @@ def write(
     facts = [
         ("a step, wall time", f"{1e3 * step_seconds:,.4g} ms"),
         ("in operations, all devices and threads", f"{1e3 * total:,.4g} ms"),
+        ("in which a device computed", f"{1e3 * both.computing:,.4g} ms"),
+        ("in which batches were prepared", f"{1e3 * both.preparing:,.4g} ms"),
+        ("of that, while a device computed", f"{100 * both.hidden / (both.preparing or 1):.3g} %"),
         ("steps traced", str(MEASURED)),
     ]
     body = f"<header><h1>{html.escape(title)}</h1><p class=lead>where the time of a step goes</p></header>" + tiles(

@@ -1,4 +1,8 @@
-"""Where arrays live: one mesh, parameter shardings by rules on paths, batches split over data and fsdp."""
+"""Where arrays live: one mesh, parameter shardings by rules on paths, batches split over data, fsdp and expert.
+
+`data`, `fsdp` and `expert` split the samples, `sequence` the tokens of long streams within them (see
+`layers/constraints.py`); `fsdp` and `tensor` split parameters and `expert` those of a mixture of experts.
+"""
 
 import math
 import re
@@ -23,6 +27,10 @@ RULES = (
     (r"/(qkv|kv|q)/kernel$", ("fsdp", None, "tensor", None)),
     (r"/(qkv|kv|q)/bias$", (None, "tensor", None)),
     (r"attention/out/kernel$", ("tensor", None, "fsdp")),
+    (r"experts/(up|gate)/kernel$", ("expert", "fsdp", "tensor")),
+    (r"experts/(up|gate)/bias$", ("expert", "tensor")),
+    (r"experts/down/kernel$", ("expert", "tensor", "fsdp")),
+    (r"experts/down/bias$", ("expert", None)),
     (r"/mlp/(up|gate)/kernel$", ("fsdp", "tensor")),
     (r"/mlp/(up|gate)/bias$", ("tensor",)),
     (r"/mlp/down/kernel$", ("tensor", "fsdp")),
@@ -64,22 +72,29 @@ def mesh_shape(sizes: Options, count: int) -> tuple[int, ...]:
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The first axis split over data and fsdp, the rest whole."""
+    """The first axis split over data, fsdp and expert, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Parts that a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int, accumulate_steps: int = 1) -> None:
     """Raises UserError, with the numbers that clash, where the mesh cannot divide the batch."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if isinstance(mesh, Mesh):
         check_groups(
             parts, ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "all axes 1"
         )
     if (batch_size // accumulate_steps) % parts:
         detail = f" / accumulate_steps {accumulate_steps}" if accumulate_steps > 1 else ""
+        axes = [axis for axis in BATCH_AXES if axis != "expert" or mesh.shape[axis] > 1]
         raise UserError(
-            f"config.batch_size {batch_size}{detail} cannot be split over data {mesh.shape['data']} x "
-            f"fsdp {mesh.shape['fsdp']} = {parts} groups of devices; the nearest that can is "
+            f"config.batch_size {batch_size}{detail} cannot be split over "
+            f"{' x '.join(f'{axis} {mesh.shape[axis]}' for axis in axes)} = {parts} groups of devices; the nearest "
+            "that can is "
             f"{max(1, round(batch_size / accumulate_steps / parts)) * parts * accumulate_steps}"
         )
 

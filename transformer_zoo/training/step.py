@@ -50,17 +50,21 @@ def make_step(
             (_, (model_state, metrics)), grads = value_and_grad(trainable, state.state, batch, ctx.key)
             return grads, model_state, metrics
 
-        def cut(x: Array) -> Array:  # strided, so that every device keeps its rows
-            return jnp.moveaxis(x.reshape(-1, accumulate_steps, *x.shape[1:]), 1, 0)
+        def part(x: Array, number: Array) -> Array:
+            # Strided, so that every device keeps its rows, and cut out turn by turn, so that the batch is not copied.
+            rows = x.reshape(-1, accumulate_steps, *x.shape[1:])
+            return jax.lax.dynamic_index_in_dim(rows, number, axis=1, keepdims=False)
 
-        def body(carry: tuple[Tree, Tree], part: tuple[Batch, Array]) -> tuple[tuple[Tree, Tree], Metrics]:
+        def body(carry: tuple[Tree, Tree], turn: tuple[Array, Array]) -> tuple[tuple[Tree, Tree], Metrics]:
             total, model_state = carry
-            (_, (model_state, metrics)), grads = value_and_grad(trainable, model_state, *part)
+            number, key = turn
+            one = jax.tree.map(lambda x: part(x, number), batch)
+            (_, (model_state, metrics)), grads = value_and_grad(trainable, model_state, one, key)
             return (jax.tree.map(jnp.add, total, grads), model_state), metrics
 
         start = (jax.tree.map(jnp.zeros_like, trainable), state.state)
-        parts = (jax.tree.map(cut, batch), jax.random.split(ctx.key, accumulate_steps))
-        (total, model_state), metrics = jax.lax.scan(body, start, parts)
+        turns = (jnp.arange(accumulate_steps), jax.random.split(ctx.key, accumulate_steps))
+        (total, model_state), metrics = jax.lax.scan(body, start, turns)
         grads = jax.tree.map(lambda g: g / accumulate_steps, total)
         return grads, model_state, jax.tree.map(lambda m: m.mean(axis=0), metrics)
 

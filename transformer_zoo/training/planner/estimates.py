@@ -3,7 +3,8 @@
 Memory is the state, one gradient, and what the forward pass keeps for the backward pass; a compiler fuses some of that
 away and needs room for temporaries. Memory traffic is what must move at least: parameters once a pass, optimizer state
 in and out, kept activations written and read. Communication is that of data parallelism and of sharded parameters, by
-rings; the sums of activations over `tensor` show in a compiled plan only.
+rings; what `tensor`, `sequence` and `expert` send of activations shows in a compiled plan only. Kept activations are
+taken to be split over `sequence` too, as those of long streams are.
 """
 
 import dataclasses
@@ -62,7 +63,7 @@ def estimate(setting: Setting, costs: Costs, accumulate_steps: int) -> Needs:
     trained = {p: partition(state.params[p], setting.optimizers[p].trainable)[0] for p in setting.task.players}
     params, trainable = shard_bytes(state.params), shard_bytes(trained)
     moments = shard_bytes((state.optimizer, state.ema))
-    kept = costs.kept // setting.groups // accumulate_steps
+    kept = costs.kept // (setting.groups * setting.mesh.shape["sequence"]) // accumulate_steps
     memory = {
         "parameters": params,
         "optimizer and averages": moments,
@@ -99,12 +100,13 @@ def kept_bytes(setting: Setting, player: str) -> int:
 
 
 def collectives(setting: Setting, trained: Any, accumulate_steps: int) -> tuple[Collective, ...]:
-    """Communication of gradients over `data`, and of parameters and gradients over `fsdp`."""
-    data, fsdp = setting.mesh.shape["data"], setting.mesh.shape["fsdp"]
+    """Communication of gradients over what holds copies, and of parameters and gradients over `fsdp`."""
+    fsdp = setting.mesh.shape["fsdp"]
+    copies = math.prod(setting.mesh.shape[axis] for axis in ("data", "sequence", "expert"))
     shards = shard_bytes(trained)
     found = []
-    if data > 1:
-        found.append(Collective("all-reduce", data, shards, 1))
+    if copies > 1:
+        found.append(Collective("all-reduce", copies, shards, 1))
     if fsdp > 1:
         gathered = shards * fsdp // 2  # in bfloat16, forward and backward
         found.append(Collective("all-gather", fsdp, gathered, 2 * accumulate_steps))

@@ -1,8 +1,10 @@
 """A plan: what a run needs of a machine, set against what the machine offers."""
 
 import dataclasses
+import math
 from typing import Any
 
+from transformer_zoo.layers.constraints import BATCH_AXES
 from transformer_zoo.training.planner.estimates import Costs, costs_of, estimate
 from transformer_zoo.training.planner.programs import Collective
 from transformer_zoo.training.planner.settings import Setting
@@ -156,8 +158,12 @@ def remedy(made: Plan) -> str:
     kept = made.memory.get("kept activations", made.memory.get("temporaries", 0))
     batch, total = made.memory.get("batch", 0), sum(made.memory.values())
     if kept + batch > total / 2:
-        spread = made.mesh.get("data", 1) * made.mesh.get("fsdp", 1)
-        more = f"raise mesh.data or mesh.fsdp (the batch is in {spread} parts), " if spread < made.devices else ""
+        spread = math.prod(made.mesh.get(axis, 1) for axis in BATCH_AXES)
+        split = made.mesh.get("sequence", 1)
+        free = spread * split < made.devices
+        more = f"raise mesh.data or mesh.fsdp (the batch is in {spread} parts), " if free else ""
+        if spread == made.batch_size and kept > batch:
+            more = f"every device has one sample, so for long streams of tokens raise mesh.sequence (now {split}), "
         if batch > kept:
             return f"Most is the batch itself: {more}lower batch_size"
         return f"Most is kept activations: {more}set model.remat='full', raise accumulate_steps or lower batch_size"

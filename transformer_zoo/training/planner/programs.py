@@ -96,8 +96,10 @@ def traffic(text: str) -> Traffic:
         for instruction in instructions.values():
             kind = _collective_kind(instruction, name)
             if kind:
-                channel = re.search(r"channel_id=(\d+)", instruction.rest)
-                key = channel.group(1) if channel else f"{name}/{instruction.name}"  # parts share their channel
+                # The parts of one share their channel and origin; what shard_map sends has one channel altogether.
+                parts = re.search(r"channel_id=(\d+)", instruction.rest) if kind != "collective-permute" else None
+                origin = re.search(r'op_name="([^"]*)"', instruction.rest)
+                key = f"{parts.group(1)} {origin and origin.group(1)}" if parts else f"{name}/{instruction.name}"
                 new = _collective(instruction, kind, times, instructions)
                 if key not in found or found[key].sent < new.sent:
                     found[key] = new
@@ -204,7 +206,7 @@ def group_size(text: str) -> int:
     """Devices a group, in any of the ways a program writes `replica_groups`."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
         return int(found.group(2))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found.group(1)))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found.group(2)))
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):

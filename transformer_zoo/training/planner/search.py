@@ -1,6 +1,7 @@
 """Tries settings that change how a step is computed, never what is learned: mesh, rematerialisation, accumulation.
 
-The `tensor` axis stays as the config has it: shapes do not tell what it costs (see `estimates`).
+The axes `tensor`, `sequence` and `expert` stay as the config has them: shapes do not tell what they cost (see
+`estimates`).
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ def search(load: Callable[[dict[str, Any]], Any], target: Target, build_task: Bu
     costs: dict[str, Costs] = {}
     remat: dict[str, tuple[str, ...]] = {}
     found = []
-    for mesh in meshes(target.devices, config.mesh.get("tensor", 1)):
-        groups = mesh["mesh.data"] * mesh["mesh.fsdp"]
+    sequence, expert = (config.mesh.get(axis, 1) for axis in ("sequence", "expert"))
+    for mesh in meshes(target.devices // (sequence * expert), config.mesh.get("tensor", 1)):
+        groups = mesh["mesh.data"] * mesh["mesh.fsdp"] * expert
         accumulations = [n for n in ACCUMULATE if config.batch_size % (n * groups) == 0]
         if not accumulations:
             continue

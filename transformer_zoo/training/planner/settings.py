@@ -43,7 +43,7 @@ class Setting:
     @property
     def groups(self) -> int:
         """Parts that the batch is split into."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return sharding.batch_parts(self.mesh)
 
     def step(self, task: Task | None = None) -> Step:
         """The function that training compiles, of this task or of a changed one."""
