@@ -26,6 +26,17 @@ TOKENIZERS = {
     "semseg": ({"reads": "classes", "channels": 8, "num_codes": 96}, "semseg", 400),
 }
 WORDS = {"kind": "sequence", "vocabulary": 256}
+# Of the small tokenizers, whose patches are 4 x 4 pixels: likewise. `edges` serves both kinds of edges, `mae` and
+# `mae_global` read the features of `features_small`.
+SMALL_TOKENIZERS = {
+    "rgb": ({"reads": "pixels", "channels": 3, "num_codes": 512}, "image", 3000),
+    "depth": ({"reads": "map", "offset": 0.75, "scale": 0.15, "channels": 1, "num_codes": 128}, "depth", 1500),
+    "normal": ({"reads": "bytes", "channels": 3, "num_codes": 256}, "normal", 1500),
+    "semseg": ({"reads": "classes", "channels": 8, "num_codes": 256}, "semseg", 1500),
+    "edges": ({"reads": "classes", "channels": 2, "num_codes": 256}, "canny_edge", 1500),
+    "mae": ({"reads": "features", "channels": 128, "num_codes": 256}, "image", 1500),
+    "mae_global": ({"channels": 128, "num_codes": 64}, "image", 1500),
+}
 RGB_TO_ALL = {"inputs": {"rgb@224": 1000.0}, "targets": 0.5}
 CAPTION_TO_ALL = {"inputs": {"caption": 5.0, "*": 0.05}, "targets": 0.5, "keep": {"caption": "all"}}
 T5_TO_ALL = {"inputs": {"t5_caption": 5.0, "*": 0.05}, "targets": 0.5, "keep": {"t5_caption": "all"}}
@@ -40,6 +51,13 @@ def get_config(variant="tiny"):
         return tiny(config)
     if name in TOKENIZERS and name != variant:
         return tokenizer_tiny(config, name)
+    if variant == "small":
+        return small(config)
+    if variant == "features_small":
+        return features_small(config)
+    name = variant.removeprefix("tokenizer_small_")
+    if name in SMALL_TOKENIZERS and name != variant:
+        return tokenizer_small(config, name)
     if variant in zoo.sizes("fourm"):
         return pretrain(config, variant)
     if variant == "finetune_tiny":
@@ -52,6 +70,7 @@ def get_config(variant="tiny"):
         return finetune(config, variant.removeprefix("finetune_"))
     variants = ["tiny", *zoo.sizes("fourm"), "super_resolution_L", "text_to_image_B", "finetune_tiny"]
     variants += [f"finetune_{size}" for size in FINETUNE] + [f"tokenizer_tiny_{name}" for name in TOKENIZERS]
+    variants += ["small", "features_small", *(f"tokenizer_small_{name}" for name in SMALL_TOKENIZERS)]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
@@ -120,6 +139,108 @@ def tiny(config):
     config.optimizer = {"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 100, "b2": 0.95}
     config.optimizer.update({"weight_decay": 0.05, "clip_norm": 1.0})
     return config
+
+
+def small(config):
+    grid = {"kind": "tokens", "grid": (8, 8)}
+    features = {"kind": "tokens", "field": "image", "features": "mae_features"}
+    edges = {**grid, "tokenizer": "edges", "vocabulary": 256}
+    config.model = zoo.model_config(
+        "fourm",
+        modalities={
+            "rgb": {"kind": "pixels", "field": "image", "grid": (8, 8), "patch_size": (4, 4)},
+            "tok_rgb": {**grid, "field": "image", "tokenizer": "rgb", "vocabulary": 512},
+            "tok_depth": {**grid, "field": "depth", "tokenizer": "depth", "vocabulary": 128},
+            "tok_normal": {**grid, "field": "normal", "tokenizer": "normal", "vocabulary": 256},
+            "tok_semseg": {**grid, "field": "semseg", "tokenizer": "semseg", "vocabulary": 256},
+            "tok_canny_edge": {**edges, "field": "canny_edge"},
+            "tok_sam_edge": {**edges, "field": "sam_edge"},
+            "tok_mae": {**features, "grid": (8, 8), "tokenizer": "mae", "vocabulary": 256},
+            "tok_mae_global": {**features, "grid": (1, 8), "tokenizer": "mae_global", "vocabulary": 64}
+            | {"positions": "learned"},
+            # The world has 16 sentinels, too few for its longest captions; behind its words there is room for more.
+            "caption": {"kind": "sequence", "length": 40, "vocabulary": 288}
+            | {"first_sentinel": 256, "num_sentinels": 32},
+            "det": {**WORDS, "field": "det_seq", "length": 25},
+            "metadata": {**WORDS, "field": "meta_seq", "length": 17, "chunk": 2},
+            "color_palette": {**WORDS, "field": "palette_seq", "length": 23},
+        },
+        depth=4,
+        decoder_depth=4,
+        width=256,
+        num_heads=4,
+        unroll=4,
+    )
+    rgb_to_all = {"inputs": {"rgb": 1000.0}, "targets": 0.5}
+    config.task = {
+        "name": "fourm",
+        "mixture": (rgb_to_all, CAPTION_TO_ALL, *({"inputs": alpha, "targets": alpha} for alpha in (0.1, 0.5, 2.0))),
+        "num_inputs": 96,
+        "num_targets": 96,
+        "evaluate": True,
+    }
+    config.sampling = {"guidance_scale": 3.0, "temperature": 0.5, "scheme": "roar", "steps": 8, "by_classes": True}
+    stands_on(config, {name: f"configs/fourm.py:tokenizer_small_{name}" for name in SMALL_TOKENIZERS})
+    stands_on_features(config, "mae_features")
+    fields = ("image", "depth", "normal", "semseg", "canny_edge", "sam_edge", "caption", "det_seq")
+    scenes(config, (*fields, "meta_seq", "palette_seq", "boxes", "obj"))
+    config.data.options.difficulty = "full"
+    config.total_steps, config.batch_size = 6000, 64
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 300, "b2": 0.95}
+    config.optimizer.update({"weight_decay": 0.05, "clip_norm": 1.0})
+    return config
+
+
+def tokenizer_small(config, name):
+    options, field, steps = SMALL_TOKENIZERS[name]
+    if name == "mae_global":
+        network, sizes = "fourm_vector_tokenizer", dict(depth=2, width=256, latent_width=128, num_heads=8)
+    else:
+        network, sizes = "fourm_tokenizer", dict(depth=1, width=128, num_heads=4, latent_width=16, decay=0.95)
+        sizes |= dict(decoder_depth=2, decoder_width=128, decoder_num_heads=4, unroll=2)
+        sizes |= dict(image_size=(8, 8) if name == "mae" else (32, 32), patch_size=(1, 1) if name == "mae" else (4, 4))
+    config.model = zoo.model_config(network, **sizes, **options)
+    scenes(config, (field, "program") if name == "rgb" else (field,))
+    config.data.options.difficulty = "full"
+    config.task = {"name": "fourm_tokenization", "field": field}
+    if name == "rgb":
+        config.task.update({"object_weight": 4.0, "pixel_loss": "l1"})
+        config.evaluators = {"scenes": {"name": "scene_reading"}}
+    if name.startswith("mae"):
+        config.task.feature_loss = "cosine" if name == "mae_global" else "smooth_l1"
+        stands_on_features(config, "feature_network")
+    config.total_steps, config.batch_size = steps, 64
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 100, "b2": 0.99}
+    config.optimizer.update({"clip_norm": 1.0, "weight_decay": 0.01})
+    return config
+
+
+def features_small(config):
+    config.model = zoo.model_config(
+        "mae",
+        image_size=(32, 32),
+        patch_size=(4, 4),
+        depth=4,
+        width=128,
+        num_heads=4,
+        decoder_depth=2,
+        decoder_width=96,
+        decoder_num_heads=3,
+        unroll=4,
+    )
+    config.task = {"name": "masked_pixels", "mask_ratio": 0.75, "normalise_targets": True}
+    scenes(config, ("image",))
+    config.data.options.difficulty = "full"
+    config.total_steps, config.batch_size = 4000, 128
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 200, "b2": 0.95}
+    config.optimizer.weight_decay = 0.05
+    return config
+
+
+def stands_on_features(config, name):
+    config.requires = {**config.get("requires", {}), name: "configs/fourm.py:features_small"}
+    encoder = {"requires": name, "table": (("params/model/(encoder/.*)", rf"frozen/{name}/params/\1"),)}
+    config.init_from = (*config.get("init_from", ()), encoder)
 
 
 def stands_on(config, tokenizers):

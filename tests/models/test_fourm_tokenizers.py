@@ -8,10 +8,12 @@ import pytest
 from transformer_zoo.models.multimodal.fourm import retrieval
 from transformer_zoo.models.multimodal.fourm.divae import FourMDiVAE, repeat_to
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens
+from transformer_zoo.models.multimodal.fourm.features import features_of
 from transformer_zoo.models.multimodal.fourm.model import FourM
 from transformer_zoo.models.multimodal.fourm.task import FourMTask
 from transformer_zoo.models.multimodal.fourm.tokenization import FourMDiffusion, FourMTokenization
 from transformer_zoo.models.multimodal.fourm.tokenizers import FourMTokenizer, FourMVectorTokenizer
+from transformer_zoo.models.pretraining.mae import MAE
 from transformer_zoo.task import Context
 
 SMALL = dict(image_size=(4, 4), patch_size=(2, 2), depth=0, width=8, num_heads=2)
@@ -116,3 +118,39 @@ def test_divae_trains_and_decodes():
     ids = jax.ShapeDtypeStruct((2, 2, 2), jnp.int32)
     decoded = jax.eval_shape(task.decode, variables, ids, jax.eval_shape(lambda: jax.random.key(0)))
     assert decoded.shape == (2, 8, 8, 1)
+
+
+def test_bytes_come_back_as_they_were():
+    network = tokenizer("bytes", channels=3)
+    values = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)), jnp.uint8)
+    taken = network.channels_of(values)
+    assert float(abs(taken).max()) <= 1 and np.allclose(network.values_of(taken), values, atol=1e-3)
+    assert network.field.dtype == jnp.uint8
+
+
+def test_features_of_a_frozen_network_are_tokenized_as_maps_and_as_vectors():
+    teacher = MAE((4, 4), (2, 2), 3, depth=1, width=8, num_heads=2, decoder_depth=1, decoder_width=4)
+    maps = tokenizer("features", channels=8, **dict(image_size=(2, 2), patch_size=(1, 1)))
+    vectors = FourMVectorTokenizer(channels=8, depth=1, width=8, latent_width=4, num_codes=7, num_heads=2)
+    task = FourMTokenization(maps, feature_network=teacher)
+    frozen = jax.eval_shape(task.init, jax.random.key(0)).frozen["feature_network"]
+    assert set(frozen["params"]) == {"encoder"}  # the decoder is not needed
+    rng = np.random.default_rng(0)
+    frozen = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), frozen)
+    images = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
+    found, pooled = (features_of(teacher, frozen, images, one) for one in (maps, vectors))
+    assert found.shape == (2, 2, 2, 8) and np.allclose(found.mean(axis=(1, 2)), pooled, atol=1e-6)
+    features = {"kind": "tokens", "field": "image", "features": "teacher"}
+    modalities = {
+        "tok": features | {"tokenizer": "maps", "grid": (2, 2), "vocabulary": 5},
+        "tok_global": features | {"tokenizer": "vectors", "grid": (1, 2), "vocabulary": 7, "positions": "learned"},
+    }
+    network = FourM(modalities=modalities, width=8, num_heads=2, depth=1, decoder_depth=1)
+    networks = {"maps": maps, "vectors": vectors, "teacher": teacher}
+    model = FourMTask(network, tokenizers=networks, num_inputs=4, num_targets=4)
+    assert model.spec(3)["image"].shape == (3, 4, 4, 3)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    ids = jax.eval_shape(model.values, variables, model.spec(3))
+    assert {name: leaf.shape for name, leaf in ids.items()} == {"tok": (3, 4), "tok_global": (3, 2)}
+    with pytest.raises(ValueError, match="features 'teacher', which"):
+        FourMTask(network, tokenizers={"maps": maps, "vectors": vectors})
