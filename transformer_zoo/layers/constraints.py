@@ -1,5 +1,7 @@
 """One sharding constraint a block: without it the batch axis can be lost inside a scanned stack."""
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
@@ -15,3 +17,9 @@ def constrain_batch(x: Array) -> Array:
         return x
     unconstrained = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *unconstrained))
+
+
+def batch_shards() -> int:
+    """Into how many parts the mesh splits the batch; 1 where there is no mesh."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)

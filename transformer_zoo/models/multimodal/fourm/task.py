@@ -188,7 +188,7 @@ class FourMTask(Task):
         mask_key, order_key, dropout_key = jax.random.split(ctx.key, 3)
         tokens = self.mask(mask_key, self.values(variables, batch))
         order = jax.random.permutation(order_key, len(self.network.outputs))
-        logits, aux = self.network.apply(
+        found: Any = self.network.apply(
             {"params": self.parameters(variables)},
             tokens,
             self.num_inputs,
@@ -196,10 +196,11 @@ class FourMTask(Task):
             order,
             train=ctx.train,
             rngs={"dropout": dropout_key},
+            method="entropies",
         )
-        asked = aux["targets"]
-        mine = {name: asked.modality == self.network.number(name) for name in logits}
-        losses, counts = modality_losses(logits, asked.ids, mine)
+        entropies, asked = found
+        mine = {name: asked.modality == self.network.number(name) for name in self.network.outputs}
+        losses, counts = modality_losses(entropies, mine)
         vocabularies = {name: modality.vocabulary for name, modality in self.network.outputs.items()}
         total = total_loss(losses, counts, vocabularies, self.loss_kind)
         return total, Aux(metrics={f"{name}_loss": loss for name, loss in losses.items()})
