@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from transformer_zoo.models.multimodal.fourm import retrieval
-from transformer_zoo.models.multimodal.fourm.divae import FourMDiVAE, repeat_to
+from transformer_zoo.models.multimodal.fourm.divae import FourMDiVAE
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens
 from transformer_zoo.models.multimodal.fourm.features import features_of
 from transformer_zoo.models.multimodal.fourm.model import FourM
 from transformer_zoo.models.multimodal.fourm.task import FourMTask
 from transformer_zoo.models.multimodal.fourm.tokenization import FourMDiffusion, FourMTokenization
 from transformer_zoo.models.multimodal.fourm.tokenizers import FourMTokenizer, FourMVectorTokenizer
+from transformer_zoo.models.multimodal.fourm.unet import repeat_to
+from transformer_zoo.models.multimodal.fourm.uvit import UViT
 from transformer_zoo.models.pretraining.mae import MAE
 from transformer_zoo.task import Context
 
@@ -154,3 +156,44 @@ def test_features_of_a_frozen_network_are_tokenized_as_maps_and_as_vectors():
     assert {name: leaf.shape for name, leaf in ids.items()} == {"tok": (3, 4), "tok_global": (3, 2)}
     with pytest.raises(ValueError, match="features 'teacher', which"):
         FourMTask(network, tokenizers={"maps": maps, "vectors": vectors})
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "cross_attention"])
+def test_uvit_is_told_the_codes_and_forgets_what_is_dropped(conditioning):
+    network = UViT(1, (2, 2), 32, (1,), 1, False, 1, 8, 2, conditioning=conditioning, position_grid=(2, 2))
+    rng = np.random.default_rng(0)
+    noised, codes = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((1, 4, 4, 1), (1, 2, 2, 3)))
+    variables = jax.eval_shape(network.init, jax.random.key(0), noised, jnp.zeros(1), codes)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.3, leaf.dtype), variables)
+    dropped = jnp.zeros((1, 2, 2), bool).at[0, 0, 1].set(True)
+    run = jax.jit(lambda codes, dropped: network.apply(variables, noised, jnp.asarray([5.0]), codes, dropped)[0])
+    other = jnp.asarray([1.0, -2.0, 0.5])
+    told, untold = (run(one, dropped) for one in (codes, codes.at[0, 0, 1].add(other)))
+    assert np.allclose(told, untold, atol=1e-6)
+    assert not np.allclose(told, run(codes.at[0, 1, 1].add(other), dropped), atol=1e-3)
+
+
+@pytest.mark.parametrize(("conditioning", "parameters"), [("concat", 126_750_979), ("cross_attention", 155_709_955)])
+def test_uvits_of_the_reference_have_as_many_parameters(conditioning, parameters):
+    images, codes = (
+        jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1, 14, 14, 32), jnp.float32),
+    )
+    network = UViT(conditioning=conditioning)
+    times = jax.ShapeDtypeStruct((1,), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), images, times, codes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
+    assert jax.eval_shape(network.apply, variables, images, times, codes)[0].shape == images.shape
+
+
+def test_a_divae_may_have_either_decoder():
+    fields = {name: SMALL[name] for name in ("width", "num_heads", "latent_width", "num_codes")}
+    network = FourMDiVAE(image_size=(8, 8), patch_size=(4, 4), channels=1, depth=1, decoder_kind="uvit", **fields)
+    network = network.clone(decoder_patch_size=(2, 2), decoder_width=32, multipliers=(1,), num_blocks=1)
+    network = network.clone(middle_depth=1, middle_width=8, middle_num_heads=2, halve_middle=False)
+    task = FourMDiffusion(network, drop_share=0.5)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    ctx = jax.eval_shape(lambda: Context(jax.random.key(0), jnp.int32(0)))
+    assert jax.eval_shape(task.loss, variables, task.spec(2), ctx)[0].shape == ()
+    with pytest.raises(ValueError, match="did you mean 'unet'"):
+        jax.eval_shape(FourMDiffusion(network.clone(decoder_kind="net")).init, jax.random.key(0))
