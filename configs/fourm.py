@@ -13,6 +13,15 @@ them yet. About 5 minutes on 2 cores, tokenizers included.
 4M-21's, from the runs on seven. `super_resolution_L` and `text_to_image_B` specialise them. Records hold one field a
 modality, ids of sequences and of images that were tokenized before. `finetune_B`, `finetune_L`: the encoder as a ViT on
 ImageNet-1k.
+
+`small`: all that the world of up to three objects knows, in thirteen modalities on 8 x 8 places: pixels, tokens of
+pixels, depth, normals, classes, two kinds of edges, features of a MAE trained here and its global feature, captions,
+boxes, metadata, palettes. It asks for `features_small` and `tokenizer_small_rgb`, `_depth`, `_normal`, `_semseg`,
+`_edges`, `_mae`, `_mae_global`, each by the command that it prints. Sized for about an hour on 2 cores, minutes on a
+GPU; not run yet.
+
+`segmentation_tiny`, `depth_tiny`: the encoder that `tiny` leaves, with a dense head, on up to three objects, beside the
+best guess that does not look. `new_modality_tiny`: boxes beside what `tiny` knows; only what is new is trained.
 """
 
 from transformer_zoo import zoo
@@ -26,6 +35,19 @@ TOKENIZERS = {
     "semseg": ({"reads": "classes", "channels": 8, "num_codes": 96}, "semseg", 400),
 }
 WORDS = {"kind": "sequence", "vocabulary": 256}
+# Of the small tokenizers, whose patches are 4 x 4 pixels: likewise. `edges` serves both kinds of edges, `mae` and
+# `mae_global` read the features of `features_small`.
+SMALL_TOKENIZERS = {
+    "rgb": ({"reads": "pixels", "channels": 3, "num_codes": 512}, "image", 1500),
+    "depth": ({"reads": "map", "offset": 0.75, "scale": 0.15, "channels": 1, "num_codes": 128}, "depth", 600),
+    "normal": ({"reads": "bytes", "channels": 3, "num_codes": 256}, "normal", 600),
+    "semseg": ({"reads": "classes", "channels": 8, "num_codes": 256}, "semseg", 600),
+    "edges": ({"reads": "classes", "channels": 2, "num_codes": 256}, "canny_edge", 600),
+    "mae": ({"reads": "features", "channels": 128, "num_codes": 256}, "image", 600),
+    "mae_global": ({"channels": 128, "num_codes": 64}, "image", 600),
+}
+# Of the encoder with a dense head: the field, what it is, channels of the head.
+DENSE = {"segmentation_tiny": ("semseg", "classes", 8), "depth_tiny": ("depth", "values", 1)}
 RGB_TO_ALL = {"inputs": {"rgb@224": 1000.0}, "targets": 0.5}
 CAPTION_TO_ALL = {"inputs": {"caption": 5.0, "*": 0.05}, "targets": 0.5, "keep": {"caption": "all"}}
 T5_TO_ALL = {"inputs": {"t5_caption": 5.0, "*": 0.05}, "targets": 0.5, "keep": {"t5_caption": "all"}}
@@ -40,10 +62,21 @@ def get_config(variant="tiny"):
         return tiny(config)
     if name in TOKENIZERS and name != variant:
         return tokenizer_tiny(config, name)
+    if variant == "small":
+        return small(config)
+    if variant == "features_small":
+        return features_small(config)
+    name = variant.removeprefix("tokenizer_small_")
+    if name in SMALL_TOKENIZERS and name != variant:
+        return tokenizer_small(config, name)
     if variant in zoo.sizes("fourm"):
         return pretrain(config, variant)
     if variant == "finetune_tiny":
         return finetune_tiny(config)
+    if variant in DENSE:
+        return dense_tiny(config, variant)
+    if variant == "new_modality_tiny":
+        return new_modality_tiny(config)
     if variant == "super_resolution_L":
         return super_resolution(config)
     if variant == "text_to_image_B":
@@ -52,6 +85,13 @@ def get_config(variant="tiny"):
         return finetune(config, variant.removeprefix("finetune_"))
     variants = ["tiny", *zoo.sizes("fourm"), "super_resolution_L", "text_to_image_B", "finetune_tiny"]
     variants += [f"finetune_{size}" for size in FINETUNE] + [f"tokenizer_tiny_{name}" for name in TOKENIZERS]
+    variants += [
+        *DENSE,
+        "new_modality_tiny",
+        "small",
+        "features_small",
+        *(f"tokenizer_small_{name}" for name in SMALL_TOKENIZERS),
+    ]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
@@ -120,6 +160,108 @@ def tiny(config):
     config.optimizer = {"name": "adamw", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 100, "b2": 0.95}
     config.optimizer.update({"weight_decay": 0.05, "clip_norm": 1.0})
     return config
+
+
+def small(config):
+    grid = {"kind": "tokens", "grid": (8, 8)}
+    features = {"kind": "tokens", "field": "image", "features": "mae_features"}
+    edges = {**grid, "tokenizer": "edges", "vocabulary": 256}
+    config.model = zoo.model_config(
+        "fourm",
+        modalities={
+            "rgb": {"kind": "pixels", "field": "image", "grid": (8, 8), "patch_size": (4, 4)},
+            "tok_rgb": {**grid, "field": "image", "tokenizer": "rgb", "vocabulary": 512},
+            "tok_depth": {**grid, "field": "depth", "tokenizer": "depth", "vocabulary": 128},
+            "tok_normal": {**grid, "field": "normal", "tokenizer": "normal", "vocabulary": 256},
+            "tok_semseg": {**grid, "field": "semseg", "tokenizer": "semseg", "vocabulary": 256},
+            "tok_canny_edge": {**edges, "field": "canny_edge"},
+            "tok_sam_edge": {**edges, "field": "sam_edge"},
+            "tok_mae": {**features, "grid": (8, 8), "tokenizer": "mae", "vocabulary": 256},
+            "tok_mae_global": {**features, "grid": (1, 8), "tokenizer": "mae_global", "vocabulary": 64}
+            | {"positions": "learned"},
+            # The world has 16 sentinels, too few for its longest captions; behind its words there is room for more.
+            "caption": {"kind": "sequence", "length": 40, "vocabulary": 288}
+            | {"first_sentinel": 256, "num_sentinels": 32},
+            "det": {**WORDS, "field": "det_seq", "length": 25},
+            "metadata": {**WORDS, "field": "meta_seq", "length": 17, "chunk": 2},
+            "color_palette": {**WORDS, "field": "palette_seq", "length": 23},
+        },
+        depth=4,
+        decoder_depth=4,
+        width=192,
+        num_heads=3,
+        unroll=4,
+    )
+    rgb_to_all = {"inputs": {"rgb": 1000.0}, "targets": 0.5}
+    config.task = {
+        "name": "fourm",
+        "mixture": (rgb_to_all, CAPTION_TO_ALL, *({"inputs": alpha, "targets": alpha} for alpha in (0.1, 0.5, 2.0))),
+        "num_inputs": 96,
+        "num_targets": 96,
+        "evaluate": True,
+    }
+    config.sampling = {"guidance_scale": 3.0, "temperature": 0.5, "scheme": "roar", "steps": 8, "by_classes": True}
+    stands_on(config, {name: f"configs/fourm.py:tokenizer_small_{name}" for name in SMALL_TOKENIZERS})
+    stands_on_features(config, "mae_features")
+    fields = ("image", "depth", "normal", "semseg", "canny_edge", "sam_edge", "caption", "det_seq")
+    scenes(config, (*fields, "meta_seq", "palette_seq", "boxes", "obj"))
+    config.data.options.difficulty = "full"
+    config.total_steps, config.batch_size = 4000, 32
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 300, "b2": 0.95}
+    config.optimizer.update({"weight_decay": 0.05, "clip_norm": 1.0})
+    return config
+
+
+def tokenizer_small(config, name):
+    options, field, steps = SMALL_TOKENIZERS[name]
+    if name == "mae_global":
+        network, sizes = "fourm_vector_tokenizer", dict(depth=2, width=256, latent_width=128, num_heads=8)
+    else:
+        network, sizes = "fourm_tokenizer", dict(depth=0, width=128, num_heads=4, latent_width=16, decay=0.95)
+        sizes |= dict(decoder_depth=1, decoder_width=128, decoder_num_heads=4, unroll=1)
+        sizes |= dict(image_size=(8, 8) if name == "mae" else (32, 32), patch_size=(1, 1) if name == "mae" else (4, 4))
+    config.model = zoo.model_config(network, **sizes, **options)
+    scenes(config, (field, "program") if name == "rgb" else (field,))
+    config.data.options.difficulty = "full"
+    config.task = {"name": "fourm_tokenization", "field": field}
+    if name == "rgb":
+        config.task.update({"object_weight": 4.0, "pixel_loss": "l1"})
+        config.evaluators = {"scenes": {"name": "scene_reading"}}
+    if name.startswith("mae"):
+        config.task.feature_loss = "cosine" if name == "mae_global" else "smooth_l1"
+        stands_on_features(config, "feature_network")
+    config.total_steps, config.batch_size = steps, 64
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 100, "b2": 0.99}
+    config.optimizer.update({"clip_norm": 1.0, "weight_decay": 0.01})
+    return config
+
+
+def features_small(config):
+    config.model = zoo.model_config(
+        "mae",
+        image_size=(32, 32),
+        patch_size=(4, 4),
+        depth=4,
+        width=128,
+        num_heads=4,
+        decoder_depth=2,
+        decoder_width=96,
+        decoder_num_heads=3,
+        unroll=4,
+    )
+    config.task = {"name": "masked_pixels", "mask_ratio": 0.75, "normalise_targets": True}
+    scenes(config, ("image",))
+    config.data.options.difficulty = "full"
+    config.total_steps, config.batch_size = 1500, 128
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 100, "b2": 0.95}
+    config.optimizer.weight_decay = 0.05
+    return config
+
+
+def stands_on_features(config, name):
+    config.requires = {**config.get("requires", {}), name: "configs/fourm.py:features_small"}
+    encoder = {"requires": name, "table": (("params/model/(encoder/.*)", rf"frozen/{name}/params/\1"),)}
+    config.init_from = (*config.get("init_from", ()), encoder)
 
 
 def stands_on(config, tokenizers):
@@ -206,6 +348,29 @@ def finetune_tiny(config):
     config.total_steps, config.batch_size = 200, 64
     config.optimizer = {"name": "adamw", "learning_rate": 5e-4, "schedule": "cosine", "warmup_steps": 20}
     config.optimizer.update({"weight_decay": 0.05, "layer_decay": 0.75})
+    return config
+
+
+def dense_tiny(config, variant):
+    field, kind, channels = DENSE[variant]
+    finetune_tiny(config)
+    config.model.update({"head": "dense", "num_classes": channels, "dense_width": 32, "dense_blocks": 2})
+    config.task = {"name": "dense_prediction", "field": field, "kind": kind}
+    scenes(config, ("image", field))
+    config.data.options.difficulty = "full"
+    return config
+
+
+def new_modality_tiny(config):
+    """Boxes beside what `tiny` knows: only what is new is trained, the transformer and all other embeddings stay."""
+    tiny(config)
+    config.model.modalities.det = {**WORDS, "field": "det_seq", "length": 25}
+    config.data.options.fields = (*config.data.options.fields, "det_seq")
+    config.requires.pretrained = "configs/fourm.py:tiny"
+    everything = {"requires": "pretrained", "table": (("params/model/(.*)", r"params/model/\1"),)}
+    config.init_from = (*config.init_from, everything)
+    config.optimizer.freeze = (r"(?!(input|output|modality)_embedding_det(/|$)).*",)
+    config.optimizer.warmup_steps, config.total_steps = 50, 400
     return config
 
 

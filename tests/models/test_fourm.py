@@ -321,6 +321,28 @@ def test_lora_starts_as_the_network_and_fuses_into_it(targets):
     assert np.allclose(np.einsum("d,dphk->phk", x, kernel[0]).ravel(), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "use_bias": True, "decoder_depth": 2, "tied": False}])
+def test_ids_read_with_a_cache_are_those_read_from_the_start(options):
+    modalities = MODALITIES | {"words": WORDS | {"decoder_length": 4}}
+    task = FourMTask(network=network(modalities=modalities, **options), num_inputs=6, num_targets=5)
+    model, params = task.network, filled(task).params["model"]
+    params = jax.tree.map(lambda leaf: 3 * leaf, params)  # sure of its words
+    pixels = masking.whole(task.modalities["pixels"], jnp.arange(32.0).reshape(2, 4, 4, 1) / 32, shown=True)
+    known = {"pixels": pixels, "ids": masking.absent(task.modalities["ids"], 2)}
+    target = Target("words", "autoregressive", temperature=0.0, guidance_scale=2.0)
+    found = jax.jit(lambda: generation.read_on(model, params, known, target, jax.random.key(0), ["pixels"]))()
+    passes = generation.guided_passes(model, known, ["pixels"], 2.0)
+    contexts = [generation.encode(model, params, one.known) for one in passes]
+    places = jnp.ones(found.shape, bool)
+    tokens = Tokens(found, ~places, places)
+    values = [generation.predict(model, params, one, "words", tokens, found.shape[1] - 1)[0] for one in contexts]
+    likeliest = np.asarray(jnp.argmax(generation.weighted(values, passes), axis=-1))
+    for ids, next_ids in zip(np.asarray(found), likeliest):
+        spoken = int((ids > 0).sum()) - 1  # behind the closing sentinel there are zeros
+        assert spoken > 0 and np.array_equal(ids[1 : 1 + spoken], next_ids[:spoken])
+    assert not np.array_equal(found[0], found[1])
+
+
 def test_what_is_encoded_is_encoded_once_for_all_ids_of_a_sequence():
     task = task_of()
     model, modalities = task.network, read_modalities(MODALITIES)

@@ -1,13 +1,13 @@
 """The pre-norm transformer block, and stacks of equal blocks as one scan."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from transformer_zoo.layers.attention import Attention
+from transformer_zoo.layers.attention import Attention, HeadProjection, KVCache
 from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.mlp import Mlp
 from transformer_zoo.layers.norms import DropPath, LayerScale, layer_norm
@@ -166,6 +166,13 @@ class Block(nn.Module):
         return x, x
 
 
+class DecoderCache(NamedTuple):
+    """What a `DecoderBlock` need not compute again: keys and values of the tokens so far, and those of the context."""
+
+    tokens: KVCache
+    context: tuple[Array, Array]
+
+
 class DecoderBlock(nn.Module):
     """Pre-norm self-attention, cross-attention to a context, and MLP, each on a residual branch of its own.
 
@@ -192,12 +199,21 @@ class DecoderBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens width"],
-        drop_path_rate: Float[Array, ""] | float,
+        scanned: Float[Array, ""] | float | DecoderCache,
         context: Float[Array, "batch keys context_width"],
         mask: Bool[Array, "#batch #heads #tokens tokens"] | None = None,
-        context_mask: Bool[Array, "#batch #heads #tokens keys"] | None = None,
-    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
-        """Hands on x; masks are True where a query may see a key."""
+        context_mask: Bool[Array, "#batch #heads #tokens all_keys"] | None = None,
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"] | KVCache]:
+        """Hands on x, and gives it as well, or with a cache the tokens' keys and values, these included.
+
+        Args:
+            x: tokens.
+            scanned: the rate of drop path, or the cache of a block that reads on.
+            context: what cross-attention looks at; with a cache, which holds it, without any tokens.
+            mask: True where a token may see another.
+            context_mask: True where a token may see a place of the context.
+        """
+        cache, rate = (scanned, 0.0) if isinstance(scanned, DecoderCache) else (None, scanned)
 
         def norm(name: str) -> nn.LayerNorm:
             return layer_norm(self.norm_epsilon, self.dtype, name, use_bias=self.norm_bias)
@@ -215,11 +231,17 @@ class DecoderBlock(nn.Module):
             )
 
         def branch(y: Any, name: str) -> Array:
-            return DropPath(self.train, name=f"{name}_drop")(y, drop_path_rate)
+            return DropPath(self.train, name=f"{name}_drop")(y, rate)
 
         x = constrain_tokens(x)
-        x = x + branch(attention("attention")(norm("norm1")(x), mask=mask), "attention")
-        y = attention("cross_attention")(norm("query_norm")(x), norm("context_norm")(context), mask=context_mask)
+        if cache is None:
+            y, tokens = attention("attention")(norm("norm1")(x), mask=mask), None
+        else:
+            y, tokens = attention("attention")(norm("norm1")(x), cache=cache.tokens)
+        x = x + branch(y, "attention")
+        query, known = norm("query_norm")(x), norm("context_norm")(context)
+        cached = None if cache is None else cache.context
+        y = attention("cross_attention")(query, known, mask=context_mask, extra_key_values=cached)
         x = x + branch(y, "cross_attention")
         mlp = Mlp(
             round(self.mlp_ratio * x.shape[-1]),
@@ -230,4 +252,21 @@ class DecoderBlock(nn.Module):
             name="mlp",
         )
         x = x + branch(mlp(norm("norm2")(x)), "mlp")
-        return x, x
+        return x, x if tokens is None else tokens
+
+
+def context_keys(
+    block: DecoderBlock, params: Any, context: Float[Array, "batch keys context_width"]
+) -> tuple[Float[Array, "batch keys heads dim"], Float[Array, "batch keys heads dim"]]:
+    """Keys and values of a context for the `DecoderCache` of a block with these parameters."""
+
+    def norm(params: Any, x: Array, epsilon: float = 1e-6) -> Any:
+        return layer_norm(epsilon, block.dtype, use_bias=block.norm_bias).apply({"params": params}, x)
+
+    cross = params["cross_attention"]
+    _, num_heads, head_dim = cross["kv"]["kernel"].shape[1:]
+    project = HeadProjection(2, num_heads, head_dim, use_bias=block.use_bias, dtype=block.dtype)
+    normed = norm(params["context_norm"], context, block.norm_epsilon)
+    found: Any = project.apply({"params": cross["kv"]}, normed)
+    key, value = found
+    return norm(cross["k_norm"], key) if block.qk_norm else key, value

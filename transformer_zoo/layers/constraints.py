@@ -74,6 +74,12 @@ def _constrain(x: Array, *others: Any) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *others))
 
 
+def batch_shards() -> int:
+    """Into how many parts the mesh splits the batch; 1 where there is no mesh."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
+
+
 @functools.cache
 def _log_once(tokens: int, size: int, parts: int) -> None:
     if parts == 1:

@@ -251,6 +251,17 @@ def test_metadata_bins():
     assert all(len(set(meta[:, column])) > 2 for column in range(8)), "no figure says always the same"
 
 
+def test_palettes_and_metadata_as_words():
+    found = scenes(range(60))
+    for words, colours in zip(found.palette_seq, found.palette7):
+        count = int(colours.any(axis=-1).sum())
+        assert grammar.WORDS[words[0]] == str(count) and words[1 + 3 * count] == grammar.EOS
+        assert np.array_equal(words[1 : 1 + 3 * count].reshape(-1, 3) - grammar.COORDINATE, colours[:count] // 4)
+        assert not words[2 + 3 * count :].any()
+    assert found.palette_seq.shape[1] == 23 and (found.meta_seq[:, -1] == grammar.EOS).all()
+    assert grammar.decode(found.meta_seq[0]) == " ".join(f"{'ABCDEFGH'[k]} c{x}" for k, x in enumerate(found.meta[0]))
+
+
 def test_backgrounds_are_grey_and_objects_are_not():
     found = scenes(range(100))
     image = found.image.astype(float)

@@ -10,6 +10,8 @@ Exact definitions where names leave room:
     meta        objects; eighth of the horizon's range; mean luminance, mean saturation ((max - min) / max) and ground's
                 share, each in eighths of their range; edge pixels of `canny_edge` a side length, at most 7; hidden
                 share of the most hidden object, in quarters; light
+    palette_seq `palette7` as words: how many colours there are, then red, green and blue of each in bins of 4; `<eos>`
+    meta_seq    `meta` as words: for each number a letter, from A on, and the number as a bin; `<eos>`
 """
 
 import functools
@@ -107,6 +109,22 @@ class PictureFields:
             pictures.environment.light,
         )
         return np.stack(columns, axis=1).astype(np.int32)
+
+    @property
+    def palette_seq(self) -> Int[np.ndarray, "batch 23"]:
+        number = self.palette7.any(axis=-1).sum(axis=1)
+        words = grammar.COORDINATE + self.palette7.reshape(len(number), -1).astype(np.int32) // 4
+        words = np.where(np.arange(words.shape[1]) < 3 * number[:, None], words, 0)
+        sequence = np.concatenate([grammar.DIGIT + number[:, None], words, 0 * number[:, None]], axis=1)
+        sequence[np.arange(len(number)), 1 + 3 * number] = grammar.EOS
+        return sequence.astype(np.int32)
+
+    @property
+    def meta_seq(self) -> Int[np.ndarray, "batch 17"]:
+        count, columns = self.meta.shape
+        keys = np.broadcast_to(grammar.LETTER + np.arange(columns), self.meta.shape)
+        pairs = np.stack([keys, grammar.COORDINATE + self.meta], axis=2).reshape(count, -1)
+        return np.pad(pairs, ((0, 0), (0, 1)), constant_values=grammar.EOS).astype(np.int32)
 
 
 def extremes(rgb: UInt8[np.ndarray, "*shape 3"]) -> tuple[UInt8[np.ndarray, "*shape"], UInt8[np.ndarray, "*shape"]]:

@@ -152,5 +152,5 @@ class Fields(fields.PictureFields):
 
 FIELDS = (
     *("image", "depth", "normal", "semseg", "inst", "canny_edge", "sam_edge", "boxes", "obj", "env", "palette7"),
-    *("caption", "caption_len", "text", "program", "det_seq", "meta"),
+    *("caption", "caption_len", "text", "program", "det_seq", "meta", "palette_seq", "meta_seq"),
 )

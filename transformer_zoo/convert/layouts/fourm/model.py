@@ -271,7 +271,8 @@ def golden(config: Mapping[str, Any]) -> tuple[FourM, Callable[[Any, Mapping[str
         logits, aux = network.apply(variables, tokens, *sizes, inputs["decoder_order"])
         seen, asked = aux["inputs"], aux["targets"]
         mine = {name: asked.modality == network.number(name) for name in logits}
-        losses, counts = modality_losses(logits, asked.ids, mine)
+        entropies, _ = network.apply(variables, tokens, *sizes, inputs["decoder_order"], method="entropies")
+        losses, counts = modality_losses(entropies, mine)
         outputs = {f"logits/{name}": values for name, values in logits.items()}
         outputs |= {f"mod_loss/{name}": value for name, value in losses.items()}
         for side, slots in (("encoder", seen), ("decoder", asked)):

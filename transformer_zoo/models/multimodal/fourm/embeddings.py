@@ -116,9 +116,12 @@ class OutputEmbedding(nn.Module):
 
     def logits(self, x: Float[Array, "batch targets width"]) -> Float[Array, "batch targets vocabulary"]:
         """Logits of all ids at every target."""
-        kernel = self.embedding.T if self.tied else self.logits_kernel
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return (x @ kernel).astype(jnp.float32)
+        x, table = nn.dtypes.promote_dtype(x, self.logits_table(), dtype=self.dtype)
+        return (x @ table.T).astype(jnp.float32)
+
+    def logits_table(self) -> Float[Array, "vocabulary width"]:
+        """A row for every id, whose products with the decoder's output are the logits."""
+        return self.embedding if self.tied else self.logits_kernel.T
 
 
 def positions(

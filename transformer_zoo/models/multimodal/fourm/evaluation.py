@@ -1,8 +1,8 @@
 """What a model of scenes predicts from any of its modalities, as figures and as a page of pictures.
 
-From pixels in one step: classes, depth, captions, boxes, beside what guessing without looking reaches (`marginal`) and
-what the tokenizers let through (`ceiling`). From captions: pictures, with and without guidance, in one step, in several
-and by way of classes, beside what pictures for other captions reach (`shuffled`).
+From pixels in one step: classes, depth, normals, captions, boxes, metadata, beside what guessing without looking
+reaches (`marginal`) and what the tokenizers let through (`ceiling`). From captions: pictures, with and without
+guidance, in one step, in several and by way of classes, beside what pictures for other captions reach (`shuffled`).
 """
 
 import dataclasses
@@ -83,7 +83,8 @@ class AnyToAny(Evaluator):
     @property
     def picture(self) -> str:
         """The modality whose tokens are pictures, where there are captions to make them from; else ''."""
-        named = [name for name, one in self.task.network.outputs.items() if one.field == "image"]
+        outputs = self.task.network.outputs
+        named = [name for name, one in outputs.items() if one.field == "image" and not one.features]
         return named[0] if named and "caption" in self.task.modalities else ""
 
     def from_captions(self, variables: Variables, values: Found, ctx: Context) -> Found:
@@ -158,6 +159,8 @@ class AnyToAny(Evaluator):
         if state is not None:
             return self.merge(state, {"sums": sums})
         shown = {field: np.asarray(batch[field])[: self.num_pictures] for field in pages.SHOWN if field in batch}
+        for name in (name for name, one in task.network.outputs.items() if one.features):
+            shown[name] = arrays["ceiling"][name][: self.num_pictures]
         return {"sums": sums, "page": arrays["page"], "shown": shown}
 
     def merge(self, first: dict, second: dict) -> dict:

@@ -7,6 +7,7 @@ to another that is predicted from the same, so `encode` is called once there.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from transformer_zoo.decoding import sampling
 from transformer_zoo.decoding.masked import Step, decode_masked
+from transformer_zoo.layers.attention import empty_cache
+from transformer_zoo.layers.blocks import DecoderCache, context_keys
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens
 from transformer_zoo.models.multimodal.fourm.masking import absent
 from transformer_zoo.models.multimodal.fourm.modalities import Modality
@@ -51,7 +54,7 @@ def encode(network: FourM, params: Tree, known: Known) -> Encoded:
 
 
 def predict(
-    network: FourM, params: Tree, context: Encoded, name: str, tokens: Tokens, slots: int = 0, only: Any = None
+    network: FourM, params: Tree, context: Encoded, name: str, tokens: Tokens, slots: int = 0
 ) -> tuple[Float[Array, "batch slots ids"], Slots]:
     """Logits of one modality's targets, and which they are.
 
@@ -62,15 +65,22 @@ def predict(
         name: of the modality.
         tokens: with what is asked for as targets.
         slots: how many at most; 0 means as many as there are places.
-        only: the one slot whose logits are wanted.
     """
     slots = slots or tokens.targets.shape[1]
     asked: Any = network.apply({"params": params}, {name: tokens}, slots, method="choose_targets")
     decoded, _ = network.apply({"params": params}, asked, *context[::-1], method="decode")
-    if only is not None:
-        decoded = jax.lax.dynamic_slice_in_dim(decoded, only, 1, axis=1)
     values: Any = network.apply({"params": params}, name, decoded, method="logits")
     return values, asked
+
+
+def remember(network: FourM, params: Tree, one: Encoded, length: int) -> DecoderCache:
+    """What the decoder's blocks, stacked, need not compute again to read `length` ids from what is encoded."""
+    context: Any = network.apply({"params": params}, one.encoded, one.seen, method="told_context")
+    keys = functools.partial(context_keys, network.decoder_block)
+    keys_values = jax.vmap(keys, (0, None))(params["decoder"]["blocks"], context)
+    depth, batch, _, num_heads, head_dim = keys_values[0].shape
+    empty = empty_cache(batch, length, num_heads, head_dim, context.dtype)
+    return DecoderCache(jax.tree.map(lambda leaf: jnp.stack([leaf] * depth), empty), keys_values)
 
 
 def emptied(modality: Modality, tokens: Tokens) -> Tokens:
@@ -180,6 +190,8 @@ def read_on(
 ) -> Int[Array, "batch length"]:
     """Generates a sequence's masked spans: the first sentinel, then ids up to the closing one, 0 behind it.
 
+    Keys and values of the context and of the ids so far are kept, so that each id costs one place of the decoder.
+
     Args:
         network: the transformer.
         params: its parameters.
@@ -199,18 +211,24 @@ def read_on(
     ids = jnp.zeros((batch, length), jnp.int32).at[:, 0].set(modality.first_sentinel)
     everywhere = jnp.ones(ids.shape, bool)
 
-    def step(state: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
-        ids, done = state
-        here = Tokens(ids, ~everywhere, everywhere)
-        found = [predict(network, params, context, name, here, length - 1, index)[0] for context in contexts]
+    def call(method: str, *inputs: Any) -> Any:
+        return network.apply({"params": params}, *inputs, method=method)
+
+    def step(state: tuple[Array, Array, list[Any]], index: Array) -> tuple[tuple[Array, Array, list[Any]], None]:
+        ids, done, caches = state
+        asked = call("choose_targets", {name: Tokens(ids, ~everywhere, everywhere)}, length - 1)
+        read = [call("decode_next", asked, index, cache, one.seen) for cache, one in zip(caches, contexts)]
+        found = [call("logits", name, decoded) for decoded, _ in read]
         values = weighted(found, passes)[:, 0]
         filtered = sampling.temper(sampling.filter_logits(values, target.top_k, target.top_p), target.temperature)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), values.shape) * (target.temperature > 0)
         new = jnp.where(done, 0, sampling.draw(filtered, noise))
-        return (ids.at[:, index + 1].set(new), done | (new == last)), None
+        return (ids.at[:, index + 1].set(new), done | (new == last), [cache for _, cache in read]), None
 
-    (ids, _), _ = jax.lax.scan(step, (ids, jnp.zeros((batch,), bool)), jnp.arange(length - 1))
-    return ids
+    caches = [remember(network, params, one, length - 1) for one in contexts]
+    start = ids, jnp.zeros((batch,), bool), caches
+    last_state, _ = jax.lax.scan(step, start, jnp.arange(length - 1))
+    return last_state[0]
 
 
 def merge_spans(modality: Modality, known: Tokens | None, spoken: Int[Array, "batch length"]) -> Tokens:

@@ -7,6 +7,7 @@ encoder sees them.
     "tok_depth": {"kind": "tokens", "field": "depth", "tokenizer": "depth_tokenizer", "vocabulary": 8192}
     "caption": {"kind": "sequence", "length": 256, "vocabulary": 30000, "first_sentinel": 5, "num_sentinels": 199}
     "t5_caption": {"kind": "embeddings", "length": 77, "width": 4096}
+    "tok_mae": {"kind": "tokens", "field": "image", "features": "mae", "tokenizer": "mae_tokenizer", "vocabulary": 8192}
 
 Boxes, metadata, palettes, poses and SAM instances are sequences; feature maps and global features are tokens, the
 latter with learned positions.
@@ -40,6 +41,7 @@ class Modality:
             masked in spans and predicted one after the other) or 'embeddings' (vectors in a row, input only).
         field: of the batch; '' is the modality's own name.
         tokenizer: the network that turns the field into ids; '' where the field holds them.
+        features: the network whose features of the field, an image, the tokenizer reads; '' where it reads the field.
         vocabulary: how many ids there are, of tokens and sequences.
         grid: rows and columns, of pixels and tokens.
         patch_size: rows and columns of a patch of pixels.
@@ -62,6 +64,7 @@ class Modality:
     kind: str
     field: str = ""
     tokenizer: str = ""
+    features: str = ""
     vocabulary: int = 0
     grid: tuple[int, int] = (14, 14)
     patch_size: tuple[int, int] = (16, 16)
@@ -88,6 +91,8 @@ class Modality:
             raise ValueError(f"a modality of kind {self.kind!r} lacks vocabulary")
         if self.kind in ("sequence", "embeddings") and self.length < 1:
             raise ValueError(f"a modality of kind {self.kind!r} lacks length")
+        if self.features and not self.tokenizer:
+            raise ValueError(f"a modality with features {self.features!r} lacks the tokenizer that reads them")
         if self.kind == "embeddings" and self.width < 1:
             raise ValueError("a modality of kind 'embeddings' lacks width")
         spans = -(-self.length // (2 * self.chunk)) + 1

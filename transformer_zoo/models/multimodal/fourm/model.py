@@ -13,13 +13,15 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer_zoo.layers.blocks import Block, DecoderBlock, drop_path_rates, scan_blocks
+from transformer_zoo.layers.blocks import Block, DecoderBlock, DecoderCache, drop_path_rates, scan_blocks
 from transformer_zoo.layers.mlp import mlp_width
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.masking.random import take_tokens
 from transformer_zoo.models.multimodal.fourm.embeddings import InputEmbedding, OutputEmbedding, Tokens, take_ids
+from transformer_zoo.models.multimodal.fourm.entropies import entropies
 from transformer_zoo.models.multimodal.fourm.modalities import Modalities, read_modalities
 
 PADDING = -1  # the modality of a slot that holds no token
@@ -128,6 +130,11 @@ class FourM(nn.Module):
         return {name: modality for name, modality in self.all_modalities.items() if modality.predicted}
 
     @property
+    def decoder_block(self) -> DecoderBlock:
+        """One of the decoder's blocks, on its own."""
+        return DecoderBlock(**_block_options(self, self.width, train=False), parent=None)
+
+    @property
     def hidden(self) -> int:
         """Width of the MLPs' hidden layer."""
         hidden = mlp_width(self.width, self.mlp_ratio)
@@ -155,13 +162,31 @@ class FourM(nn.Module):
             Logits by modality, and 'inputs' and 'targets' (see `Slots`), 'encoded', 'encoder_levels', 'decoded' and
             'decoder_levels'.
         """
+        aux = self.run(batch, num_inputs, num_targets, order, train=train)
+        return {name: self.logits(name, aux["decoded"]) for name in self.outputs if name in batch}, aux
+
+    def run(
+        self, batch: Batch, num_inputs: int, num_targets: int, order: Int[Array, "outputs"] | None, *, train: bool
+    ) -> dict[str, Any]:
+        """What `__call__` gives beside the logits."""
         seen = self.choose_inputs(batch, num_inputs)
         encoded, encoder_levels = self.encode(seen, train=train)
         asked = self.choose_targets(batch, num_targets, order)
         decoded, decoder_levels = self.decode(asked, encoded, seen, train=train)
-        logits = {name: self.logits(name, decoded) for name in self.outputs if name in batch}
         aux = {"inputs": seen, "targets": asked, "encoded": encoded, "encoder_levels": encoder_levels}
-        return logits, aux | {"decoded": decoded, "decoder_levels": decoder_levels}
+        return aux | {"decoded": decoded, "decoder_levels": decoder_levels}
+
+    def entropies(
+        self, batch: Batch, num_inputs: int, num_targets: int, order: Int[Array, "outputs"], *, train: bool = False
+    ) -> tuple[Float[Array, "batch targets"], Slots]:
+        """Cross-entropy of every target against its own modality's vocabulary, and the targets; see `__call__`."""
+        aux = self.run(batch, num_inputs, num_targets, order, train=train)
+        asked, outputs = aux["targets"], list(self.outputs)
+        numbers = np.array([outputs.index(name) if name in outputs else PADDING for name in self.all_modalities])
+        group = jnp.where(asked.filled, jnp.asarray(numbers)[asked.modality], PADDING)
+        tables = [self.output_embeddings[name].logits_table() for name in outputs]
+        x, *tables = nn.dtypes.promote_dtype(aux["decoded"], *tables, dtype=self.dtype)
+        return entropies(x, asked.ids, group, tables), asked
 
     def choose_inputs(self, batch: Batch, num_inputs: int) -> Slots:
         """The visible tokens of all modalities, in order, behind the registers."""
@@ -231,9 +256,22 @@ class FourM(nn.Module):
         self, asked: Slots, encoded: Float[Array, "batch inputs width"], seen: Slots, *, train: bool = False
     ) -> tuple[Float[Array, "batch targets width"], Array]:
         """The decoder's output for the chosen targets, and its levels; the context is told again what stands where."""
-        context = self.context(encoded) + seen.positions.astype(encoded.dtype)
+        context = self.told_context(encoded, seen)
         y = (asked.tokens + asked.positions).astype(encoded.dtype)
         return self.decoder(y, context, asked.sees[:, None], seen.filled[:, None, None], train=train)
+
+    def told_context(self, encoded: Float[Array, "batch inputs width"], seen: Slots) -> Array:
+        """What the decoder's cross-attention looks at."""
+        return self.context(encoded) + seen.positions.astype(encoded.dtype)
+
+    def decode_next(
+        self, asked: Slots, index: Int[Array, ""], cache: DecoderCache, seen: Slots
+    ) -> tuple[Float[Array, "batch 1 width"], DecoderCache]:
+        """The decoder's output for target `index` of a sequence, all before which are in the cache."""
+        y = jax.lax.dynamic_slice_in_dim(asked.tokens + asked.positions, index, 1, axis=1)
+        y = y.astype(self.dtype or jnp.float32)
+        y, tokens = self.decoder(y, y[:, :0], None, seen.filled[:, None, None], cache)
+        return y, cache._replace(tokens=tokens)
 
     def logits(self, name: str, decoded: Float[Array, "batch targets width"]) -> Float[Array, "batch targets ids"]:
         """Logits of one modality's ids."""
@@ -345,21 +383,23 @@ class Decoder(nn.Module):
     def __call__(
         self,
         y: Float[Array, "batch targets width"],
-        context: Float[Array, "batch inputs width"],
-        sees: Bool[Array, "batch 1 targets targets"],
+        context: Float[Array, "batch keys width"],
+        sees: Bool[Array, "batch 1 targets targets"] | None,
         mask: Bool[Array, "batch 1 1 inputs"],
+        cache: DecoderCache | None = None,
         *,
         train: bool = False,
-    ) -> tuple[Float[Array, "batch targets width"], Float[Array, "depth batch targets width"]]:
+    ) -> tuple[Float[Array, "batch targets width"], Any]:
+        """The output, and its levels [depth, batch, targets, width], or with a cache the tokens' keys and values."""
         block = DecoderBlock(**_block_options(self, y.shape[-1], train))
-        rates = drop_path_rates(self.drop_path_rate, self.depth)
+        scanned = drop_path_rates(self.drop_path_rate, self.depth) if cache is None else cache
         y, levels = scan_blocks(
-            self, block, self.depth, y, rates, context, sees, mask, remat=self.remat, unroll=self.unroll
+            self, block, self.depth, y, scanned, context, sees, mask, remat=self.remat, unroll=self.unroll
         )
         return layer_norm(self.norm_epsilon, self.dtype, "norm", use_bias=self.use_bias)(y), levels
 
 
-def _block_options(stack: Encoder | Decoder, width: int, train: bool) -> dict[str, Any]:
+def _block_options(stack: Encoder | Decoder | FourM, width: int, train: bool) -> dict[str, Any]:
     return dict(
         num_heads=stack.num_heads,
         mlp_ratio=stack.hidden / width,

@@ -53,40 +53,73 @@ def depth(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Mo
 
 
 def caption(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
-    """Whether what captions state of the object is so, the share that state it, and the blind guess's luck."""
-    objects, side = truth["obj"][:, 0].astype(int), truth["semseg"].shape[1]
-    true = np.stack(
-        [objects[:, 1], objects[:, 0], objects[:, 2], 3 * objects[:, 3] // side, 3 * objects[:, 4] // side], 1
-    )
-    stated = np.full(true.shape, -1)
+    """Whether what captions state of their first object is so, the share that state it, and the blind guess's luck.
+
+    The object meant is the one of its colour, and of a colour that is not there the first. A blind guess of a colour is
+    right where any object has it.
+    """
+    objects, side = truth["obj"].astype(int), truth["semseg"].shape[1]
+    stated, chosen = np.full((len(objects), 5), -1), np.zeros(len(objects), int)
     for row, spoken in enumerate(predicted):
-        program = program_of(spoken_ids(spoken, modality))
-        for kind, a, b, c in program:
+        for kind, a, b, c in program_of(spoken_ids(spoken, modality)):
             if kind == grammar.OBJECT and stated[row, 0] < 0:
                 stated[row, :3] = b, c, a
+                chosen[row] = (objects[row, :, 1] == b).argmax()  # colours of a scene differ
             elif kind == grammar.AT and a == 0:
                 stated[row, 3:] = b, c
+    mine = objects[np.arange(len(objects)), chosen]
+    true = np.stack([mine[:, 1], mine[:, 0], mine[:, 2], 3 * mine[:, 3] // side, 3 * mine[:, 4] // side], 1)
     said = stated >= 0
     said[:, 0] = True  # a caption without a colour is wrong
     right = said & (stated == true)
     sizes = (8, 6, 3, 3, 3)
     counts = np.stack([np.bincount(column, minlength=8)[:8] for column in true.T])
+    counts[0] = [(objects[..., 1] == colour).any(axis=1).sum() for colour in range(8)]
     assert all(column[size:].sum() == 0 for column, size in zip(counts, sizes))
     sums = np.stack([right.sum(axis=0), said.sum(axis=0), np.full(5, len(true))])
     return {"caption_stated": sums.astype(float), "caption_counts": counts}
 
 
 def det_seq(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
-    """Overlap of the first box read with the true one, and of each box with the mean box, the blind guess."""
-    true = truth["boxes"][:, 0].astype(float)
+    """Overlaps of the true boxes with those read, and how many pass one half; likewise of blind ones and of true words.
+
+    A blind guess knows how many boxes there are, and takes the mean of the batch's first, second, ... from the left.
+    """
     side = truth["semseg"].shape[1]
-    found = np.zeros((len(true), 4))
-    for row, spoken in enumerate(predicted):
-        bins = spoken_ids(spoken, modality)[1:5] - grammar.COORDINATE
-        if len(bins) == 4 and (bins >= 0).all() and (bins < 64).all():
-            found[row] = bins * side / 64 + (0, 0, side / 64, side / 64)
-    mean = np.broadcast_to(true.mean(axis=0), true.shape)
-    return {"box": np.array([overlap(found, true).sum(), overlap(mean, true).sum(), len(true)])}
+    seen = [boxes[boxes[:, 0] >= 0] for boxes in truth["boxes"].astype(float)]
+    ordered = [boxes[np.argsort(boxes[:, 1], kind="stable")] for boxes in seen]
+    most = max(len(boxes) for boxes in ordered)
+    blind = [np.mean([boxes[rank] for boxes in ordered if len(boxes) > rank], axis=0) for rank in range(most)]
+    sums = np.zeros((3, 3))
+    for row, true in enumerate(ordered):
+        read = boxes_of(spoken_ids(predicted[row], modality), side)
+        words = boxes_of(truth["det_seq"][row], side)
+        for number, guess in enumerate((read, np.array(blind[: len(true)]), words)):
+            matched = matches(guess, true)
+            sums[number] += matched.sum(), (matched >= 0.5).sum(), len(true)
+    return {"boxes": sums}
+
+
+def boxes_of(words: Int[np.ndarray, "length"], side: int) -> Float[np.ndarray, "boxes 4"]:
+    """Boxes y0, x0, y1, x1 in pixels of words as the field `det_seq` has them, up to the first that is none."""
+    found = []
+    for start in range(0, len(words) - 4, 5):
+        bins = words[start + 1 : start + 5].astype(int) - grammar.COORDINATE
+        if bins.min() < 0 or bins.max() >= 64:
+            break
+        found.append(bins * side / 64 + (0, 0, side / 64, side / 64))
+    return np.array(found, float).reshape(-1, 4)
+
+
+def matches(found: Float[np.ndarray, "n 4"], true: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "m"]:
+    """Of each true box the overlap with the box found that is its own, 0 without one; the largest overlaps first."""
+    pairs = overlap(np.repeat(found, len(true), 0), np.tile(true, (len(found), 1))).reshape(len(found), len(true))
+    best = np.zeros(len(true))
+    for _ in range(min(pairs.shape)):
+        row, column = np.unravel_index(pairs.argmax(), pairs.shape)
+        best[column] = max(pairs[row, column], 0.0)
+        pairs[row], pairs[:, column] = -1, -1
+    return best
 
 
 def overlap(first: Float[np.ndarray, "n 4"], second: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
@@ -97,7 +130,45 @@ def overlap(first: Float[np.ndarray, "n 4"], second: Float[np.ndarray, "n 4"]) -
     return both / np.maximum(areas[0] + areas[1] - both, 1e-9)
 
 
-FIGURES: dict[str, Callable[..., Sums]] = {"semseg": semseg, "depth": depth, "caption": caption, "det_seq": det_seq}
+def normal(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
+    """Angles in degrees to the true normals, of all pixels and of those of objects; blind is the mean of each pixel."""
+    true, inside = directions(truth["normal"]), truth["semseg"] >= 2
+    blind = np.broadcast_to(true.mean(axis=0), true.shape)
+    blind = blind / np.maximum(np.linalg.norm(blind, axis=-1, keepdims=True), 1e-9)
+    sums = np.zeros((3, 2, 2))
+    for number, guess in enumerate((directions(predicted), blind, directions(ceiling))):
+        angles = np.degrees(np.arccos(np.clip((guess * true).sum(axis=-1), -1, 1)))
+        sums[number] = (angles.sum(), angles.size), (angles[inside].sum(), inside.sum())
+    return {"normals": sums}
+
+
+def directions(values: np.ndarray) -> Float[np.ndarray, "*shape 3"]:
+    """Unit vectors of normals in bytes."""
+    vectors = values.astype(float) / 127.5 - 1
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+
+
+def meta_seq(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:
+    """How many numbers of the metadata are read right, and how often each has each value, for the best blind guess."""
+    true = truth["meta_seq"][:, 1:-1:2].astype(int) - grammar.COORDINATE
+    found = np.full(true.shape, -1)
+    for row, spoken in enumerate(predicted):
+        words = spoken_ids(spoken, modality).astype(int)
+        for key, value in zip(words[:-1:2] - grammar.LETTER, words[1::2] - grammar.COORDINATE):
+            if 0 <= key < true.shape[1]:
+                found[row, key] = value
+    counts = np.stack([np.bincount(column, minlength=64) for column in true.T])
+    return {"metadata": np.array([(found == true).sum(), true.size]), "metadata_counts": counts}
+
+
+FIGURES: dict[str, Callable[..., Sums]] = {
+    "semseg": semseg,
+    "depth": depth,
+    "normal": normal,
+    "caption": caption,
+    "det_seq": det_seq,
+    "meta_seq": meta_seq,
+}
 
 
 def pictures(name: str, pixels: Float[np.ndarray, "n side side 3"], programs: np.ndarray) -> Sums:
@@ -158,9 +229,19 @@ def figures(sums: Sums) -> dict[str, float]:
             found[f"rgb_to_caption_{name}"] = float(right[index] / max(said[index], 1))
             found[f"rgb_to_caption_{name}_stated"] = float(said[index] / total[index])
             found[f"rgb_to_caption_{name}_marginal"] = float(sums["caption_counts"][index].max() / total[index])
-    if "box" in sums:
-        overlaps, blind, count = sums["box"]
-        found |= {"rgb_to_box_iou": float(overlaps / count), "rgb_to_box_iou_marginal": float(blind / count)}
+    for number, suffix in enumerate(("", "_marginal", "_ceiling")):
+        if "boxes" in sums:
+            overlaps, halves, count = sums["boxes"][number]
+            found[f"rgb_to_box_iou{suffix}"] = float(overlaps / count)
+            found[f"rgb_to_box_recall{suffix}"] = float(halves / count)
+        if "normals" in sums:
+            for whose, (angle, count) in zip(("", "_object"), sums["normals"][number]):
+                found[f"rgb_to_normal{whose}_angle{suffix}"] = float(angle / max(count, 1))
+    if "metadata" in sums:
+        found["rgb_to_metadata_accuracy"] = float(np.divide(*sums["metadata"]))
+        found["rgb_to_metadata_accuracy_marginal"] = float(
+            sums["metadata_counts"].max(axis=1).sum() / sums["metadata"][1]
+        )
     for name in (key for key in sums if key.startswith("picture_")):
         whose = name.removeprefix("picture_")
         label = whose.replace("caption", "caption_to_rgb", 1)

@@ -15,6 +15,7 @@ from transformer_zoo import naming
 from transformer_zoo.layers.lora import fuse, lora_parameters
 from transformer_zoo.models.multimodal.fourm.embeddings import Tokens
 from transformer_zoo.models.multimodal.fourm.evaluation import AnyToAny, Sampling
+from transformer_zoo.models.multimodal.fourm.features import abstract_features, features_of, image_shape
 from transformer_zoo.models.multimodal.fourm.generation import encode
 from transformer_zoo.models.multimodal.fourm.masking import Mixture, mask_batch, read_mixture, whole
 from transformer_zoo.models.multimodal.fourm.modalities import (
@@ -38,7 +39,8 @@ class FourMTask(Task):
 
     Attributes:
         network: the transformer.
-        tokenizers: by the names that modalities give them; their runs are required by the config. Others are left out.
+        tokenizers: by the names that modalities give them, and the networks whose features they read; their runs are
+            required by the config. Others are left out.
         mixture: components of the Dirichlet budgets, see `masking`.
         num_inputs, num_targets: tokens shown and asked for, and slots of encoder and decoder.
         fewest_inputs, fewest_targets: where above 0, their numbers are drawn for each sample from there to the above.
@@ -66,16 +68,16 @@ class FourMTask(Task):
     def __post_init__(self) -> None:
         frozen = tuple(flax.core.freeze(_plain(component)) for component in self.mixture)
         object.__setattr__(self, "mixture", frozen)
-        named = {modality.tokenizer for modality in self.modalities.values()}
+        named = {name for modality in self.modalities.values() for name in (modality.tokenizer, modality.features)}
         mine = {name: network for name, network in self.tokenizers.items() if name in named}
         object.__setattr__(self, "tokenizers", flax.core.freeze(mine))
         if self.loss_kind not in WEIGHTS:
             raise naming.unknown("task.loss_kind", self.loss_kind, WEIGHTS)
         for name, modality in self.modalities.items():
-            if modality.tokenizer and modality.tokenizer not in self.tokenizers:
-                raise ValueError(
-                    f"model.modalities.{name} has the tokenizer {modality.tokenizer!r}, which config.requires does not"
-                )
+            for kind in ("tokenizer", "features"):
+                other = getattr(modality, kind)
+                if other and other not in self.tokenizers:
+                    raise ValueError(f"model.modalities.{name} has {kind} {other!r}, which config.requires does not")
             if modality.tokenizer and self.tokenizers[modality.tokenizer].codebook_size > modality.vocabulary:
                 raise ValueError(
                     f"model.modalities.{name}.vocabulary is {modality.vocabulary}, but {modality.tokenizer} has "
@@ -100,7 +102,9 @@ class FourMTask(Task):
         fields = {}
         for name, modality in self.modalities.items():
             one = abstract_values(modality, batch_size)
-            if modality.tokenizer:
+            if modality.features:
+                one = jax.ShapeDtypeStruct((1, *image_shape(self.tokenizers[modality.features])), jnp.float32)
+            elif modality.tokenizer:
                 one = self.tokenizers[modality.tokenizer].field
             fields[field_of(name, modality)] = jax.ShapeDtypeStruct((batch_size, *one.shape[1:]), one.dtype)
         return fields
@@ -120,8 +124,11 @@ class FourMTask(Task):
         def network(key: Key[Array, ""]) -> Tree:
             return self.network.init(key, self._example())["params"]
 
+        read = {modality.features for modality in self.modalities.values()}
         frozen = {
-            name: frozen_network(network, jnp.zeros((1, *network.input_shape)))
+            name: abstract_features(network)
+            if name in read
+            else frozen_network(network, jnp.zeros((1, *network.input_shape)))
             for name, network in self.tokenizers.items()
         }
         if not self.lora_rank:
@@ -143,24 +150,27 @@ class FourMTask(Task):
         """Every modality's values: ids of those that have tokenizers, else the field itself."""
         found, ids = {}, {}
         for name, modality in self.modalities.items():
-            source = (modality.tokenizer, field_of(name, modality))
+            source = (modality.tokenizer, modality.features, field_of(name, modality))
             if not modality.tokenizer:
                 found[name] = read_values(name, modality, batch)
                 continue
             if source not in ids:  # modalities may share a tokenizer and a field
-                ids[source] = self.tokenize(variables, modality, batch[source[1]])
+                ids[source] = self.tokenize(variables, modality, batch[source[-1]])
             found[name] = ids[source]
         return found
 
     def tokenize(self, variables: Variables, modality: Modality, values: Array) -> Array:
         """Ids [batch, places] of a field's values."""
-        network = self.tokenizers[modality.tokenizer]
-        pixels = network.channels_of(jnp.asarray(values))
+        network, values = self.tokenizers[modality.tokenizer], jnp.asarray(values)
+        if modality.features:
+            teacher = self.tokenizers[modality.features]
+            values = features_of(teacher, variables.frozen[modality.features], values, network)
+        pixels = network.channels_of(values)
         ids = apply_frozen(network, variables.frozen[modality.tokenizer], pixels, method="tokenize")
         return jax.lax.stop_gradient(ids).reshape(ids.shape[0], -1).astype(jnp.int32)
 
     def detokenize(self, variables: Variables, modality: Modality, ids: Array) -> Array:
-        """A field's values from ids [batch, places]."""
+        """A field's values, or its features, from ids [batch, places]."""
         network = self.tokenizers[modality.tokenizer]
         frozen = variables.frozen[modality.tokenizer]
         written = apply_frozen(network, frozen, ids.reshape(ids.shape[0], *network.id_shape), method="detokenize")
@@ -178,7 +188,7 @@ class FourMTask(Task):
         mask_key, order_key, dropout_key = jax.random.split(ctx.key, 3)
         tokens = self.mask(mask_key, self.values(variables, batch))
         order = jax.random.permutation(order_key, len(self.network.outputs))
-        logits, aux = self.network.apply(
+        found: Any = self.network.apply(
             {"params": self.parameters(variables)},
             tokens,
             self.num_inputs,
@@ -186,10 +196,11 @@ class FourMTask(Task):
             order,
             train=ctx.train,
             rngs={"dropout": dropout_key},
+            method="entropies",
         )
-        asked = aux["targets"]
-        mine = {name: asked.modality == self.network.number(name) for name in logits}
-        losses, counts = modality_losses(logits, asked.ids, mine)
+        entropies, asked = found
+        mine = {name: asked.modality == self.network.number(name) for name in self.network.outputs}
+        losses, counts = modality_losses(entropies, mine)
         vocabularies = {name: modality.vocabulary for name, modality in self.network.outputs.items()}
         total = total_loss(losses, counts, vocabularies, self.loss_kind)
         return total, Aux(metrics={f"{name}_loss": loss for name, loss in losses.items()})

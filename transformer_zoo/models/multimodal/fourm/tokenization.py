@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from transformer_zoo import naming
 from transformer_zoo.diffusion.ddpm import add_noise, ddim_step, sampling_times, signal_shares
 from transformer_zoo.layers.patches import grid_of
 from transformer_zoo.models.multimodal.fourm.divae import FourMDiVAE
+from transformer_zoo.models.multimodal.fourm.features import abstract_features, features_of, image_shape
 from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, Tree, Variables
 from transformer_zoo.tasks.networks import apply_network, init_network
 from transformer_zoo.tasks.tokenization import Tokenization, codebook_usage
@@ -27,9 +29,12 @@ class FourMTokenization(Tokenization):
     The error of pixels is squared or absolute (`pixel_loss`), that of maps smooth L1, that of classes cross-entropy.
 
     Attributes:
+        feature_network: whose features of the field, an image, are what is tokenized; comes with its weights from a run
+            that the config `requires` under this name. None tokenizes the field itself.
         feature_loss: of features, 'smooth_l1' (maps of features, poses) or 'cosine' (global features).
     """
 
+    feature_network: nn.Module | None = None
     feature_loss: str = "smooth_l1"
 
     def __post_init__(self) -> None:
@@ -39,12 +44,22 @@ class FourMTokenization(Tokenization):
 
     def spec(self, batch_size: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
         one = self.network.field
+        if self.feature_network is not None:
+            one = jax.ShapeDtypeStruct((1, *image_shape(self.feature_network)), jnp.float32)
         return {self.field: jax.ShapeDtypeStruct((batch_size, *one.shape[1:]), one.dtype)}
 
     def init(self, key: Key[Array, ""]) -> Variables:
         values = jnp.zeros(self.network.field.shape, self.network.field.dtype)
         params, state = init_network(self.network, key, self.network.channels_of(values))
-        return Variables(params={"model": params}, state={"model": state} if state else {})
+        frozen = {} if self.feature_network is None else {"feature_network": abstract_features(self.feature_network)}
+        return Variables(params={"model": params}, state={"model": state} if state else {}, frozen=frozen)
+
+    def values(self, variables: Variables, batch: Batch) -> Array:
+        """What is tokenized."""
+        values = jnp.asarray(batch[self.field])
+        if self.feature_network is None:
+            return values
+        return features_of(self.feature_network, variables.frozen["feature_network"], values, self.network)
 
     def check(self, batch: Batch) -> None:
         if self.network.reads == "pixels":
@@ -56,7 +71,7 @@ class FourMTokenization(Tokenization):
             )
 
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
-        return super().loss(variables, {self.field: self.network.channels_of(batch[self.field])}, ctx)
+        return super().loss(variables, {self.field: self.network.channels_of(self.values(variables, batch))}, ctx)
 
     def pixel_errors(self, pixels: Array, reconstruction: Array) -> Array:
         if self.network.reads == "pixels":
@@ -85,7 +100,7 @@ class MapReconstruction(Evaluator):
 
     def compute(self, variables: Variables, batch: Batch, ctx: Context) -> dict[str, Array]:
         assert self.task is not None
-        network, values = self.task.network, batch[self.task.field]
+        network, values = self.task.network, self.task.values(variables, batch)
         written, aux, _ = apply_network(network, variables, network.channels_of(values))
         return {"ids": aux["ids"], "found": network.values_of(written), "values": values}
 

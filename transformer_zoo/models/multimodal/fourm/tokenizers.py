@@ -23,7 +23,7 @@ from transformer_zoo.layers.quantizers.vector import CosineQuantizer
 from transformer_zoo.models.multimodal.fourm.embeddings import grid_table
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 
-READS = ("pixels", "map", "classes", "features")
+READS = ("pixels", "bytes", "map", "classes", "features")
 
 Maps = Float[Array, "batch rows columns channels"]
 NewMaps = Float[Array, "batch new_rows new_columns new_channels"]
@@ -132,8 +132,9 @@ class FourMTokenizer(Tokenizer):
     """Images, or maps of features with patches of one place, to a grid of ids and back; sizes are the paper's.
 
     Attributes:
-        reads: 'pixels' in [-1, 1], 'map' (one value a place, without an axis of channels), 'classes' (a number a place,
-            of `channels` classes; it writes logits), or 'features' (a vector a place).
+        reads: 'pixels' in [-1, 1], 'bytes' (0 to 255 of `channels` channels, normals for example), 'map' (one value a
+            place, without an axis of channels), 'classes' (a number a place, of `channels` classes; it writes logits),
+            or 'features' (a vector a place).
         offset, scale: of a map, whose values become (value - offset) / scale for the network.
         image_size: rows and columns that it is made for; any multiple of the patch will do.
         patch_size: rows and columns of a patch.
@@ -197,7 +198,8 @@ class FourMTokenizer(Tokenizer):
     def field(self) -> jax.ShapeDtypeStruct:
         """What stands for one sample of the field that it reads, with a batch axis."""
         shape = (1, *self.image_size) if self.reads in ("map", "classes") else (1, *self.input_shape)
-        return jax.ShapeDtypeStruct(shape, jnp.int32 if self.reads == "classes" else jnp.float32)
+        dtype = {"classes": jnp.int32, "bytes": jnp.uint8}.get(self.reads, jnp.float32)
+        return jax.ShapeDtypeStruct(shape, dtype)
 
     def channels_of(self, values: Array) -> Maps:
         """A field's values as the network takes them."""
@@ -205,12 +207,15 @@ class FourMTokenizer(Tokenizer):
             return jax.nn.one_hot(values, self.channels)
         if self.reads == "map":
             return ((values - self.offset) / self.scale)[..., None].astype(jnp.float32)
-        return values.astype(jnp.float32)
+        values = values.astype(jnp.float32)
+        return values / 127.5 - 1 if self.reads == "bytes" else values
 
     def values_of(self, written: NewMaps) -> Array:
         """What the network writes as a field's values."""
         if self.reads == "classes":
             return jnp.argmax(written, axis=-1)
+        if self.reads == "bytes":
+            return (jnp.clip(written, -1, 1) + 1) * 127.5
         return written[..., 0] * self.scale + self.offset if self.reads == "map" else written
 
     def setup(self) -> None:
