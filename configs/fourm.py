@@ -148,7 +148,11 @@ def tiny(config):
     )
     config.task = {
         "name": "fourm",
-        "mixture": ({"inputs": {"rgb": 1000.0}, "targets": 0.5}, {"inputs": 0.5, "targets": 0.5}),
+        "mixture": (
+            {"inputs": {"rgb": 1000.0}, "targets": 0.5},
+            {"inputs": 0.5, "targets": 0.5},
+            {"inputs": {"caption": 1000.0}, "targets": 0.5, "keep": {"caption": "binary"}, "weight": 0.75},
+        ),
         "num_inputs": 22,
         "num_targets": 16,
         "evaluate": True,

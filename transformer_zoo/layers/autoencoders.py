@@ -17,6 +17,9 @@ NewMap = Float[Array, "batch *new_sides new_channels"]
 ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu}
 NORMS = ("group", "frame_group", "layer")
 REMATS = ("none", "full")
+# Of the convolution that makes pixels. An ordinary kernel begins with noise of the size of pixels, which small runs take
+# a quarter of their steps to forget.
+ALMOST_ZERO = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 def convolution(
@@ -29,6 +32,7 @@ def convolution(
     use_bias: bool = True,
     causal: bool = False,
     kernel_init: Any = nn.initializers.lecun_normal(),  # noqa: B008, a pure function
+    bias_init: Any = nn.initializers.zeros_init(),  # noqa: B008
     dtype: Any,
 ) -> NewMap:
     """A convolution over all sides of an image or a clip, zeros around; called inside a compact method.
@@ -38,7 +42,9 @@ def convolution(
     """
     sides = x.ndim - 2
     steps: Any = tuple(strides) or (1,) * sides
-    options: dict[str, Any] = dict(use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, name=name)
+    options: dict[str, Any] = dict(
+        use_bias=use_bias, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, name=name
+    )
     if sides == 3:
         return Conv3D(width, (kernel_size,) * 3, steps, "causal" if causal else "same", **options)(x)
     padding = kernel_size // 2 if causal else "SAME"
@@ -186,7 +192,7 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """The mirror of `ConvolutionalEncoder`; maps grow by repetition and a convolution.
+    """The mirror of `ConvolutionalEncoder`; maps grow by repetition and a convolution. Pixels lie in [0, 1].
 
     Attributes:
         channels: of the result.
@@ -224,7 +230,8 @@ class ConvolutionalDecoder(nn.Module):
                 x = upsample_nearest(x, step_factors(x.ndim - 2, self.temporal_downsample, level - 1))
                 x = convolution(x, width, 3, f"level{level}_up", dtype=self.dtype)
         x = ACTIVATIONS[self.activation](normalisation(self.norm, width, "norm", self.dtype)(x))
-        x = convolution(x, self.channels * self.patch**2, 3, "head", dtype=self.dtype)
+        grey = {"kernel_init": ALMOST_ZERO, "bias_init": nn.initializers.constant(0.5)}
+        x = convolution(x, self.channels * self.patch**2, 3, "head", dtype=self.dtype, **grey)
         return unfold_pixels(x, self.patch), {"blocks": blocks}
 
 

@@ -77,7 +77,7 @@ class Conv3D(nn.Module):
         kernel_size, strides: over time, height and width.
         padding: one of `PADDINGS`.
         use_bias: whether there is one.
-        kernel_init: of the kernel.
+        kernel_init, bias_init: of the parameters.
         dtype: of the computation.
     """
 
@@ -87,12 +87,13 @@ class Conv3D(nn.Module):
     padding: str = "same"
     use_bias: bool = True
     kernel_init: Any = nn.initializers.lecun_normal()
+    bias_init: Any = nn.initializers.zeros
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Clip) -> NewClip:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,)) if self.use_bias else None
+        bias = self.param("bias", self.bias_init, (self.width,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv_3d(x, kernel, self.strides, self.padding)
         return y if bias is None else y + bias

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from transformer_zoo.layers.autoencoders import ALMOST_ZERO
 from transformer_zoo.layers.blocks import Block, scan_blocks
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.patches import grid_of, patchify, unpatchify
@@ -145,8 +146,9 @@ class Decoder(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, name="stem")(codes.reshape(batch, times, rows * columns, -1))
         x = self.transformer(x)
         pixels = self.patch_size[0] * self.patch_size[1] * self.channels
-        first = nn.Dense(pixels, dtype=self.dtype, name="first_frame")(x[:, :1])
-        rest = nn.Dense(pixels * self.patch_frames, dtype=self.dtype, name="frames")(x[:, 1:])
+        grey: dict[str, Any] = {"kernel_init": ALMOST_ZERO, "bias_init": nn.initializers.constant(0.5)}
+        first = nn.Dense(pixels, dtype=self.dtype, name="first_frame", **grey)(x[:, :1])
+        rest = nn.Dense(pixels * self.patch_frames, dtype=self.dtype, name="frames", **grey)(x[:, 1:])
         return from_patches(first, rest, (rows, columns), self.patch_size, self.patch_frames), {"tokens": x}
 
 

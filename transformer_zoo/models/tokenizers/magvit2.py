@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from transformer_zoo.layers.autoencoders import (
     ACTIVATIONS,
+    ALMOST_ZERO,
     ConvolutionalEncoder,
     Map,
     NewMap,
@@ -108,7 +109,7 @@ class CausalDecoder(nn.Module):
                 x = to_places(x, factors)
                 found["upsamplers"].append(x)
         x = ACTIVATIONS[self.activation](normalisation(self.norm, width, "norm", self.dtype)(x))
-        x = convolution(x, self.channels * self.patch**2, 3, "head", **options)
+        x = convolution(x, self.channels * self.patch**2, 3, "head", kernel_init=ALMOST_ZERO, **options)
         return unfold_pixels(x, self.patch), found
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from transformer_zoo.layers.autoencoders import ALMOST_ZERO
 from transformer_zoo.layers.patches import grid_of, patchify
 from transformer_zoo.layers.quantizers.interface import Quantized
 from transformer_zoo.layers.quantizers.vector import EmaVectorQuantizer
@@ -115,7 +116,7 @@ class ReferenceDecoder(nn.Module):
             grown = nn.ConvTranspose(widths[step - 1], (4, 4), (2, 2), dtype=self.dtype, name=f"up{step}")
             x = grown(nn.relu(x))
         x = merge(x, seen[0], known)
-        return convolution(self.channels, 3, "head")(nn.relu(x)), {"blocks": blocks}
+        return convolution(self.channels, 3, "head", kernel_init=ALMOST_ZERO)(nn.relu(x)), {"blocks": blocks}
 
 
 def merge(x: Array, reference: Array, known: Known) -> Array:
