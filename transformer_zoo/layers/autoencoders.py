@@ -17,8 +17,8 @@ NewMap = Float[Array, "batch *new_sides new_channels"]
 ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu}
 NORMS = ("group", "frame_group", "layer")
 REMATS = ("none", "full")
-# Of the convolution that makes pixels. An ordinary kernel begins with noise of the size of pixels, which small runs take
-# a quarter of their steps to forget.
+# Of what makes pixels. An ordinary kernel begins with noise of the size of pixels, which takes small runs a quarter of
+# their steps to forget.
 ALMOST_ZERO = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
@@ -230,7 +230,7 @@ class ConvolutionalDecoder(nn.Module):
                 x = upsample_nearest(x, step_factors(x.ndim - 2, self.temporal_downsample, level - 1))
                 x = convolution(x, width, 3, f"level{level}_up", dtype=self.dtype)
         x = ACTIVATIONS[self.activation](normalisation(self.norm, width, "norm", self.dtype)(x))
-        grey = {"kernel_init": ALMOST_ZERO, "bias_init": nn.initializers.constant(0.5)}
+        grey: dict[str, Any] = {"kernel_init": ALMOST_ZERO, "bias_init": nn.initializers.constant(0.5)}
         x = convolution(x, self.channels * self.patch**2, 3, "head", dtype=self.dtype, **grey)
         return unfold_pixels(x, self.patch), {"blocks": blocks}
 
