@@ -103,7 +103,7 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
 
     A folder of imported weights is as good as a finished run.
 
-    A missing run of a `tiny` variant is trained first, in a folder named by its config's hash beside `workdir`, under
+    A missing run of a `tiny` or `small` variant is trained first, in a folder named by its config's hash beside `workdir`, under
     a lock, so that all who need it share it.
 
     Raises:
@@ -118,7 +118,7 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
         file, _, variant = spec.partition(":")
         folder = workdir.parent / "required" / f"{Path(file).stem}-{variant or 'tiny'}-{config_hash(other)}"
         if Checkpoints(folder / "checkpoints").steps()[-1:] != [other.get("total_steps", 0)]:
-            if "tiny" not in (variant or "tiny"):
+            if not any(size in (variant or "tiny") for size in ("tiny", "small")):
                 command = shlex.join(["python", "train.py", f"--config={spec}", f"--workdir={folder}"])
                 raise UserError(f"config.requires.{name}: there is no finished run of {spec}. Train it: {command}")
             folder.mkdir(parents=True, exist_ok=True)
