@@ -103,8 +103,8 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
 
     A folder of imported weights is as good as a finished run.
 
-    A missing run of a `tiny` or `small` variant is trained first, in a folder named by its config's hash beside `workdir`, under
-    a lock, so that all who need it share it.
+    A missing run of a `tiny` or `small` variant is trained first, in a folder named by its config's hash beside
+    `workdir`, under a lock, so that all who need it share it.
 
     Raises:
         UserError: a missing run of another variant, with the command that trains it.
