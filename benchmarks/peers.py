@@ -32,17 +32,19 @@ COMPARISONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "mae_b16": ("step", ("--models", "mae_b16"), 8, 256),
     "magvit_tokenizer": ("step", ("--models", "magvit_tokenizer"), 1, 16),
     "decoding": ("decoding", (), 4, 32),
+    "fourm_b": ("fourm", (), 4, 128),
 }
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
 
-def compare(name: str, dtype: str, accelerated: bool) -> list[dict[str, Any]]:
+def compare(name: str, dtype: str, accelerated: bool, reference: str) -> list[dict[str, Any]]:
     """Rows of one comparison, measured in a process of its own.
 
     Raises:
         UserError: it failed; the message ends with what it said last.
     """
     module, arguments, *batches = COMPARISONS[name]
+    arguments = (*arguments, "--reference", reference) if module == "fourm" and reference else arguments
     line = ["-m", f"benchmarks.{module}", "--json", "--dtype", dtype, "--batch", str(batches[accelerated]), *arguments]
     ended = subprocess.run([sys.executable, *line], capture_output=True, text=True)
     if ended.returncode:
@@ -105,6 +107,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
     parser.add_argument("--only", default=",".join(COMPARISONS), help=f"some of {','.join(COMPARISONS)}")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--reference", default="", help="a checkout of apple/ml-4m, for fourm_b")
     parser.add_argument("--output", type=Path, default=Path("results/speed"))
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     flags = parser.parse_args(arguments)
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
     failed = []
     for name in names:
         try:
-            found = compare(name, flags.dtype, jax.default_backend() != "cpu")
+            found = compare(name, flags.dtype, jax.default_backend() != "cpu", flags.reference)
         except UserError as error:
             failed.append(str(error))
             print(error, file=sys.stderr, flush=True)
