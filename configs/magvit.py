@@ -10,9 +10,10 @@ of COMMIT, `prediction_tiny` trains one task alone.
 `L_multi`: eight tasks without classes, as for BAIR.
 
 `tokenizer_tiny`: its 3D-VQ on the same clips, 8 x 32 x 32 pixels to 4 x 8 x 8 tokens. Shows originals above their
-reconstructions in samples/, what a checker reads from either, and how the codes are used. About 3 minutes on 2 cores; it
-came to 22.1 dB on objects, colours read at 1.0, the way they go at 0.84 and a perplexity of 85 codes, with shapes still
-blunt (0.25). `tokenizer_tiny_digits` does the same on real handwritten digits that move, which a classifier reads.
+reconstructions in samples/, what a checker reads from either, and how the codes are used. About 3 minutes on 2 cores;
+it came to 22.1 dB on objects, colours read at 1.0, the way they go at 0.84 and a perplexity of 85 codes, with shapes
+still blunt (0.25). `tokenizer_tiny_digits` does the same on real handwritten digits that move, which a classifier
+reads.
 
 `tokenizer_B`, `tokenizer_L`, `tokenizer_H`: the paper's sizes for 16 frames of 128 pixels, on a folder of clips of your
 own (--config.data.source=folder:/path/to/clips). They compare features of the network that `configs/vit.py:B16` trains,
