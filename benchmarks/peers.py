@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import step
+from benchmarks import backbones, step
 from transformer_zoo import naming
 from transformer_zoo.training import command
 from transformer_zoo.training.errors import UserError
@@ -26,13 +26,13 @@ from transformer_zoo.training.errors import UserError
 # Of each comparison: the module, its arguments, and images a batch on a CPU and on an accelerator.
 COMPARISONS: dict[str, tuple[str, tuple[str, ...], int, int]] = {
     "vit_s16": ("step", ("--models", "vit_s16"), 8, 256),
-    "vit_b16": ("step", ("--models", "vit_b16"), 8, 256),
-    "vit_l16": ("step", ("--models", "vit_l16"), 2, 128),
-    "swin_t": ("backbones", ("--models", "swin_t"), 8, 256),
     "mae_b16": ("step", ("--models", "mae_b16"), 8, 256),
-    "magvit_tokenizer": ("step", ("--models", "magvit_tokenizer"), 1, 16),
+    **{name: ("backbones", ("--models", name), 8, 256) for name in backbones.MODELS},
     "decoding": ("decoding", (), 4, 32),
+    "vit_b16": ("step", ("--models", "vit_b16"), 8, 256),
     "fourm_b": ("fourm", (), 4, 128),
+    "vit_l16": ("step", ("--models", "vit_l16"), 2, 128),
+    "magvit_tokenizer": ("step", ("--models", "magvit_tokenizer"), 1, 16),
 }
 BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 
