@@ -80,10 +80,21 @@ def scan_blocks(
     if unroll < depth:
         return jax.lax.scan(apply, x, (params, keys, scanned), unroll=unroll)
     outputs = []
-    for index in range(depth):
-        x, y = apply(x, jax.tree.map(lambda leaf, index=index: leaf[index], (params, keys, scanned)))
+    for one in unstacked((params, keys, scanned), depth):
+        x, y = apply(x, one)
         outputs.append(y)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def unstacked(tree: Any, depth: int) -> list[Any]:
+    """`depth` trees from one whose leaves have a leading axis of that length.
+
+    The gradient of a split is one concatenation; those of `depth` slices would be a sum of as many whole arrays, which
+    made work and memory of the backward pass grow with the square of the depth.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
+    return [structure.unflatten([part[0] for part in parts_of_one]) for parts_of_one in zip(*parts)]
 
 
 def drop_path_rates(rate: float, depth: int) -> Float[Array, " depth"]:
