@@ -94,7 +94,7 @@ def unstacked(tree: Any, depth: int) -> list[Any]:
     """
     leaves, structure = jax.tree.flatten(tree)
     parts = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
-    return [structure.unflatten([part[0] for part in parts_of_one]) for parts_of_one in zip(*parts)]
+    return [jax.tree.unflatten(structure, [part[0] for part in one]) for one in zip(*parts)]
 
 
 def drop_path_rates(rate: float, depth: int) -> Float[Array, " depth"]:
