@@ -125,9 +125,7 @@ def tokenizer_tiny(config, channels):
         decoder_blocks=1,
         levels=(8, 5, 5, 5),
     )
-    recipes.few_steps(config, 600, batch_size=8)
-    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 200, "batch_size": 32})
+    recipes.tokenizer_steps(config, 600, 2e-3)
     return config
 
 

@@ -28,7 +28,7 @@ def get_config(variant="tiny"):
         recipes.tokenizer_scenes(config, low=-1.0)
         tiny(config, channels=3)
         config.model.update({"num_frames": 0, "temporal_downsample": (), "norm": "group"})
-        config.batch_size, config.total_steps, config.eval.batch_size = 16, 400, 128
+        config.total_steps = 400
         return config
     if variant == "video":
         recipes.clips(config, frames=17, size=128, stride=4, low=-1.0)
@@ -54,9 +54,7 @@ def tiny(config, channels):
         bits=10,
         norm="frame_group",
     )
-    recipes.few_steps(config, 700, batch_size=8)
-    config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 200, "batch_size": 32})
+    recipes.tokenizer_steps(config, 700, 3e-3)
     return config
 
 

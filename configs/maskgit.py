@@ -94,9 +94,7 @@ def tokenizer_tiny(config):
         shortcut_from_output=False,
     )
     recipes.tokenizer_scenes(config)
-    recipes.few_steps(config, 600, batch_size=16)
-    config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 200, "batch_size": 128})
+    recipes.tokenizer_steps(config, 600, 3e-3)
     return config
 
 

@@ -114,9 +114,7 @@ def tokenizer_tiny(config, channels):
         num_codes=256,
         unroll=4,
     )
-    recipes.few_steps(config, 800, batch_size=8)
-    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50, "weight_decay": 1e-4, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 200, "batch_size": 32})
+    recipes.tokenizer_steps(config, 800, 2e-3, warmup_steps=50)
     return config
 
 

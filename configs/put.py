@@ -80,9 +80,7 @@ def tokenizer_tiny(config):
     )
     recipes.tokenizer_scenes(config, low=-1.0)
     config.task.update({"name": "patch_tokenization"})
-    recipes.few_steps(config, 600, batch_size=16)
-    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 20, "weight_decay": 1e-4, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 200, "batch_size": 128})
+    recipes.tokenizer_steps(config, 600, 2e-3)
     return config
 
 

@@ -158,6 +158,15 @@ def few_steps(config: Any, total_steps: int, batch_size: int = 128) -> None:
     }
 
 
+def tokenizer_steps(config: Any, total_steps: int, learning_rate: float, warmup_steps: int = 20) -> None:
+    """`few_steps` for a small tokenizer, of 16 pictures or 8 clips each; after `tokenizer_scenes` or `_digits`."""
+    clips = config.task.field == "video"
+    few_steps(config, total_steps, batch_size=8 if clips else 16)
+    options = {"learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": 1e-4, "clip_norm": 1.0}
+    config.optimizer.update(options)
+    config.eval.update({"every_steps": 200, "batch_size": 32 if clips else 128})
+
+
 def deit(
     config: Any,
     *,
