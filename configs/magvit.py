@@ -4,7 +4,7 @@
 
 Trains `tokenizer_tiny` first where there is none. Shows clips of every task in samples/, and their error where nothing
 was given beside the tokenizer's and that of the filled-in clip. `fixed_tiny` is the same with fixed conditions in place
-of COMMIT, `prediction_tiny` trains one task alone.
+of COMMIT, `prefix_tiny` with conditions in front of the sequence; `prediction_tiny` trains one task alone.
 
 `Ti`, `S`, `B`, `L`, `H`: the paper's sizes for UCF-101's classes, on a folder of clips of your own; `B_multi`,
 `L_multi`: eight tasks without classes, as for BAIR.
@@ -38,6 +38,7 @@ BAIR_TASKS = (
 TINY = {
     "tiny": {"tasks": TASKS},
     "fixed_tiny": {"tasks": TASKS, "condition_mode": "fixed_condition"},
+    "prefix_tiny": {"tasks": TASKS, "condition_mode": "prefix"},
     "prediction_tiny": {"tasks": ("frame_prediction",)},
 }
 
@@ -59,8 +60,7 @@ def get_config(variant="tiny"):
     variants = [
         "tiny",
         *zoo.sizes("magvit"),
-        "fixed_tiny",
-        "prediction_tiny",
+        *[name for name in TINY if name != "tiny"],
         "tokenizer_tiny",
         "tokenizer_tiny_digits",
     ]
@@ -81,6 +81,7 @@ def tiny(config, tasks, condition_mode="commit"):
         width=96,
         num_heads=3,
         dropout_rate=0.0,
+        prefix_condition=condition_mode == "prefix",
         unroll=4,
     )
     config.task = {"name": "commit_tokens", "tasks": tasks, "condition_mode": condition_mode, "given_frames": 2}

@@ -94,7 +94,7 @@ def tokenizer_tiny(config):
         shortcut_from_output=False,
     )
     recipes.tokenizer_scenes(config)
-    recipes.tokenizer_steps(config, 600, 3e-3)
+    recipes.tokenizer_steps(config, 500, 2e-3)
     return config
 
 

@@ -120,10 +120,31 @@ def test_fixed_conditions_are_never_changed_and_commit_may_refine_them(variables
     assert not np.array_equal(refined[:, 0], condition[:, 0])
 
 
+def test_a_condition_in_front_is_no_part_of_the_sequence_and_decides_what_is_made(variables):
+    ids, condition = jnp.full((1, 2, 2, 2), 1), jnp.full((1, 2, 2, 2), 2)
+    given = jnp.zeros((1, 2, 1, 1), bool).at[:, 0].set(True)
+    parts = commit(ids, condition, given, jax.random.uniform(KEY, ids.shape), 1.0, 9, "prefix")
+    assert (parts["shown"] == 9).all() and (parts["weights"] == 1).all() and not parts["conditions"].any()
+
+    prefixed = task(network=NETWORK.clone(prefix_condition=True), condition_mode="prefix")
+    shapes = jax.eval_shape(prefixed.init, KEY).params
+    rng = np.random.default_rng(3)
+    random = variables.replace(
+        params=jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    )
+    clips, classes = batch()["video"], jnp.arange(3)
+    make = jax.jit(lambda clips: prefixed.make(random, clips, classes, "frame_prediction", KEY))
+    made = make(clips)
+    assert not np.array_equal(made, make(clips.at[:, 0].set(1 - clips[:, 0])))
+    assert np.array_equal(made, make(clips.at[:, 1:].set(1 - clips[:, 1:]))), "frames that are not given were looked at"
+
+
 def test_tasks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="task 'frame_predicton' is unknown; did you mean 'frame_prediction'"):
         task(tasks=("frame_predicton",))
     with pytest.raises(ValueError, match="frame_interpolation with 1 frames at an end leaves none of 2"):
         task(tasks=("frame_interpolation",))
+    with pytest.raises(ValueError, match=r"task\.condition_mode is 'prefix', but model\.prefix_condition is False"):
+        task(condition_mode="prefix")
     with pytest.raises(ValueError, match=r"model\.multi_task is off"):
         task(network=NETWORK.clone(multi_task=False))

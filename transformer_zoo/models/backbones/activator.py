@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer_zoo.layers.blocks import scan_blocks
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.depths import layer_depths
 from transformer_zoo.layers.mlp import ACTIVATIONS, Mlp
 from transformer_zoo.layers.norms import layer_norm
@@ -69,7 +69,7 @@ class ActivatorBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, scanned: None) -> tuple[Tokens, Tokens]:
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         norm = layer_norm(1e-5, self.dtype, "norm")
         x = x + GatedUnit(self.hidden, self.activation, self.dtype, name="unit")(norm(x))
         if self.use_mlp:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from transformer_zoo.layers.attention import Attention
 from transformer_zoo.layers.blocks import scan_blocks
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.depths import layer_depths
 from transformer_zoo.layers.distances import grid_distances
 from transformer_zoo.layers.mlp import Mlp
@@ -75,7 +75,7 @@ class MaskedAttentionBlock(nn.Module):
         squared_distances: Float[Array, "places places"],
     ) -> tuple[Float[Array, "batch tokens width"], tuple[Array, Array]]:
         """The block's output; and again, with the output of its attention before the sum."""
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         multiplier = None
         if self.mask == "gmm":
             multiplier = GaussianMixtureMask(self.num_heads, self.num_kernels, name="mask")(squared_distances)[None]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from transformer_zoo.layers.attention import Attention
 from transformer_zoo.layers.blocks import drop_path_rates, scan_blocks
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.depths import layer_depths
 from transformer_zoo.layers.mlp import Mlp
 from transformer_zoo.layers.norms import DropPath
@@ -65,7 +65,7 @@ class ILLaMABlock(nn.Module):
         rope: Any,
         mask: Float[Array, "1 1 tokens tokens"],
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         y: Any = Attention(self.num_heads, implementation=self.attention, dtype=self.dtype, name="attention")(
             nn.RMSNorm(dtype=self.dtype, name="norm1")(x), rope=rope, probability_mask=mask
         )

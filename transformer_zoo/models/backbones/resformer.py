@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from transformer_zoo.data import mixing
 from transformer_zoo.layers.attention import HeadProjection, attend
 from transformer_zoo.layers.blocks import drop_path_rates, scan_blocks
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.convolutions import DepthwiseConv, depthwise, map_of, tokens_of
 from transformer_zoo.layers.depths import layer_depths
 from transformer_zoo.layers.mlp import Mlp
@@ -107,7 +107,7 @@ class ResFormerBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], drop_path_rate: Float[Array, ""] | float, grid: tuple[int, int]
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"]]:
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         attention = LocalPositionAttention(
             self.num_heads, self.qkv_bias, self.local_positions, self.attention, self.dtype, name="attention"
         )

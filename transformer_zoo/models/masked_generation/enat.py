@@ -23,7 +23,7 @@ from transformer_zoo.decoding.sampling import guide
 from transformer_zoo.decoding.schedules import hidden_after
 from transformer_zoo.layers.attention import HeadProjection, attend
 from transformer_zoo.layers.blocks import scan_blocks
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.mlp import ACTIVATIONS, Mlp
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.masking.random import take_tokens
@@ -70,7 +70,7 @@ class ENATBlock(nn.Module):
         self, x: Tokens, scanned: Any, condition: Float[Array, "batch width"], counts: Any, context: Part | None
     ) -> tuple[Tokens, Tokens]:
         width = x.shape[-1]
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         modulation = nn.Dense(8 * width, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="modulation")
         shift, scale, shift_context, scale_context, gate, shift_mlp, scale_mlp, gate_mlp = jnp.split(
             modulation(jax.nn.silu(condition))[:, None], 8, axis=-1

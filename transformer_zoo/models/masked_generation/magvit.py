@@ -37,7 +37,7 @@ TASK_TOKENS = dict.fromkeys(REGIONS, OUTPAINTING) | {
     "frame_prediction": FRAME_PREDICTION,
     "frame_interpolation": FRAME_INTERPOLATION,
 }
-MODES = ("commit", "fixed", "fixed_condition")
+MODES = ("commit", "fixed", "fixed_condition", "prefix")
 LABEL_SMOOTHING = 1e-4
 
 
@@ -60,8 +60,8 @@ def commit(
         scores: uniform; the lowest are hidden.
         ratio: share of the tokens to hide, the same for all samples.
         mask_id: the mask token.
-        mode: 'commit'; 'fixed', where given tokens are never hidden, and 'fixed_condition', where they are the
-            condition's.
+        mode: 'commit'; 'fixed', where given tokens are never hidden; 'fixed_condition', where they are the condition's;
+            'prefix', where the condition is no part of the sequence (see `MAGVIT.prefix_condition`).
         whole: whether visible tokens are reconstructed too; else only hidden ones count.
 
     Returns:
@@ -75,7 +75,7 @@ def commit(
         raise naming.unknown("condition_mode", mode, MODES)
     given = jnp.broadcast_to(given, ids.shape)
     axes = tuple(range(1, ids.ndim))
-    maskable = jnp.ones_like(given) if mode == "commit" else ~given
+    maskable = ~given if mode.startswith("fixed") else jnp.ones_like(given)
     if mode == "fixed_condition":
         ids = jnp.where(given, condition, ids)
     total = maskable.sum(axis=axes)
@@ -102,6 +102,7 @@ class MAGVIT(nn.Module):
         num_codes: of the tokenizer.
         num_classes: of the condition; 0 where there is none.
         multi_task: whether a token of the task stands in front; there are then 16 special tokens, else only the mask.
+        prefix_condition: whether as many tokens that show the condition stand in front, the baseline of table 5.
         depth, width, num_heads, mlp_ratio, dropout_rate, attention, remat, unroll, dtype: see `Bert`.
     """
 
@@ -109,6 +110,7 @@ class MAGVIT(nn.Module):
     num_codes: int = 1024
     num_classes: int = 0
     multi_task: bool = True
+    prefix_condition: bool = False
     depth: int = 12
     width: int = 768
     num_heads: int = 12
@@ -142,7 +144,7 @@ class MAGVIT(nn.Module):
     def setup(self) -> None:
         self.bert = Bert(
             vocabulary_size=self.vocabulary_size,
-            length=1 + self.multi_task + math.prod(self.grid),
+            length=1 + self.multi_task + math.prod(self.grid) * (1 + self.prefix_condition),
             depth=self.depth,
             width=self.width,
             num_heads=self.num_heads,
@@ -159,16 +161,24 @@ class MAGVIT(nn.Module):
         ids: Int[Array, "batch frames rows columns"],
         condition: Int[Array, " batch"],
         task: Int[Array, ""] | int = FULL_GENERATION,
+        given: Int[Array, "batch frames rows columns"] | None = None,
         *,
         train: bool = False,
     ) -> tuple[Float[Array, "batch frames rows columns codes"], dict[str, Array]]:
-        """Logits of the codes at every place, and the intermediates of `Bert`; `task` is a special id, negative."""
+        """Logits of the codes at every place, and the intermediates of `Bert`.
+
+        `task` is a special id, negative; `given` are ids that stand in front where the network has `prefix_condition`,
+        the mask token where nothing is given.
+        """
         prefix = [condition[:, None] + self.num_codes]
         if self.multi_task:
             prefix.insert(0, jnp.full((ids.shape[0], 1), self.vocabulary_size + task, ids.dtype))
+        if self.prefix_condition:
+            given = jnp.full_like(ids, self.mask_id) if given is None else given
+            prefix.append(given.reshape(ids.shape[0], -1))
         tokens = jnp.concatenate([*prefix, ids.reshape(ids.shape[0], -1)], axis=1)
         logits, aux = self.bert(tokens, train=train)
-        places = logits[:, len(prefix) :, : self.num_codes]
+        places = logits[:, -math.prod(self.grid) :, : self.num_codes]
         return places.reshape(*ids.shape, self.num_codes), {"logits": logits, **aux}
 
 
@@ -197,6 +207,11 @@ class CommitTokens(MaskedTokens):
             region(name, self.tokenizer.input_shape[:3], self.given_frames)
         if self.condition_mode not in MODES:
             raise naming.unknown("task.condition_mode:", self.condition_mode, MODES)
+        if (self.condition_mode == "prefix") != self.network.prefix_condition:
+            raise ValueError(
+                f"task.condition_mode is {self.condition_mode!r}, but model.prefix_condition is "
+                f"{self.network.prefix_condition}: 'prefix' needs it, no other mode does"
+            )
         if len(self.tasks) > 1 and not self.network.multi_task:
             raise ValueError(
                 f"task.tasks are {len(self.tasks)}, but model.multi_task is off: set it, or train one task"
@@ -230,12 +245,17 @@ class CommitTokens(MaskedTokens):
             parts["shown"],
             classes,
             token,
+            self.in_front(condition, given),
             train=ctx.train,
             rngs={"dropout": key},
         )
         loss = token_loss(logits, parts["targets"], parts["weights"], self.label_smoothing)
         right = ((logits.argmax(axis=-1) == ids) & parts["hidden"]).sum() / parts["hidden"].sum()
         return loss, Aux(metrics={"accuracy": right})
+
+    def in_front(self, condition: Int[Array, "batch *grid"], given: Bool[Array, "#batch *grid"]) -> Array | None:
+        """Tokens of the condition where it is given and the mask token elsewhere, if they stand in front."""
+        return jnp.where(given, condition, self.network.mask_id) if self.network.prefix_condition else None
 
     def make(
         self, variables: Variables, clips: Array, classes: Int[Array, " batch"], name: str, key: Key[Array, ""]
@@ -244,17 +264,17 @@ class CommitTokens(MaskedTokens):
         params, mask_id = variables.params["model"], self.network.mask_id
         condition = self.tokenize_condition(variables, clips, name)
         given = jnp.broadcast_to(self.given(name), condition.shape)
-        fixed = self.condition_mode != "commit"
+        fixed, prefix = self.condition_mode.startswith("fixed"), self.in_front(condition, given)
 
         def logits(shown: Array, step: Step) -> Array:
-            return self.network.apply({"params": params}, shown, classes, TASK_TOKENS[name])[0]
+            return self.network.apply({"params": params}, shown, classes, TASK_TOKENS[name], prefix)[0]
 
         return decode_masked(
             logits,
             condition,
             ~given if fixed else jnp.ones_like(given),
             key,
-            hidden=jnp.where(given, condition, mask_id),
+            hidden=mask_id if prefix is not None else jnp.where(given, condition, mask_id),
             **self.decoding_options,
         ).ids
 

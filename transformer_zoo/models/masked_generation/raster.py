@@ -18,7 +18,7 @@ from transformer_zoo.decoding.autoregressive import decode_autoregressive
 from transformer_zoo.decoding.sampling import guide
 from transformer_zoo.layers.attention import Attention, KVCache, empty_cache
 from transformer_zoo.layers.blocks import scan_blocks
-from transformer_zoo.layers.constraints import constrain_batch
+from transformer_zoo.layers.constraints import constrain_tokens
 from transformer_zoo.layers.mlp import Mlp
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.task import Aux, Batch, Context, Variables
@@ -39,7 +39,7 @@ class CausalBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"], cache: Any) -> tuple[Array, Any]:
-        x = constrain_batch(x)
+        x = constrain_tokens(x)
         attention = Attention(
             self.num_heads, causal=True, implementation=self.attention, dtype=self.dtype, name="attention"
         )
