@@ -129,9 +129,7 @@ def test_a_condition_in_front_is_no_part_of_the_sequence_and_decides_what_is_mad
     prefixed = task(network=NETWORK.clone(prefix_condition=True), condition_mode="prefix")
     shapes = jax.eval_shape(prefixed.init, KEY).params
     rng = np.random.default_rng(3)
-    random = variables.replace(
-        params=jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    )
+    random = variables.replace(params=jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes))
     clips, classes = batch()["video"], jnp.arange(3)
     make = jax.jit(lambda clips: prefixed.make(random, clips, classes, "frame_prediction", KEY))
     made = make(clips)
