@@ -87,6 +87,7 @@ def tiny(config, tasks, condition_mode="commit"):
     config.task = {"name": "commit_tokens", "tasks": tasks, "condition_mode": condition_mode, "given_frames": 2}
     config.sampling = {"steps": 12, "choice_temperature": 2.0}
     recipes.few_steps(config, 1000, batch_size=16)
+    config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
     config.eval.update({"every_steps": 500, "batch_size": 16})
     return config
 

@@ -56,8 +56,9 @@ def tiny(config, raster):
     config.task = {"name": "raster_tokens" if raster else "masked_tokens", "condition": "caption"}
     config.task.update({"condition_drop_rate": 0.1, "label_smoothing": 0.0})
     config.sampling = {"steps": 8, "guidance_scale": 4.0, "choice_temperature": 2.0}
-    recipes.few_steps(config, 1200, batch_size=32)
-    config.eval.update({"every_steps": 600, "batch_size": 64})
+    recipes.few_steps(config, 2000, batch_size=32)
+    config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
+    config.eval.update({"every_steps": 1000, "batch_size": 64})
     return config
 
 

@@ -31,11 +31,12 @@ def depthwise(
 
 @jax.custom_vjp
 def _shift_and_add(x: Array, kernel: Array) -> Array:
+    rows, columns = kernel.shape[:2]
     height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), *same_padding(kernel.shape[:2]), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *same_padding((rows, columns)), (0, 0)))
     shifted = (
         padded[:, row : row + height, column : column + width] * kernel[row, column, 0]
-        for row, column in np.ndindex(*kernel.shape[:2])
+        for row, column in np.ndindex(rows, columns)
     )
     return sum(shifted, jnp.zeros_like(x))
 
