@@ -15,6 +15,7 @@ import argparse
 import functools
 import importlib
 import json
+import random
 import sys
 import types
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,10 @@ def reference_modules(path: Path) -> Any:
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(members)
     names = ("fm", "fm_utils", "encoder_embeddings", "decoder_embeddings")
-    return types.SimpleNamespace(**{name: importlib.import_module(f"fourm.models.{name}") for name in names})
+    found = types.SimpleNamespace(**{name: importlib.import_module(f"fourm.models.{name}") for name in names})
+    # From Python 3.11 on nothing is sampled from the items of a dict, as the reference shuffles its modalities.
+    found.fm.random = types.SimpleNamespace(sample=lambda items, count: random.sample(list(items), count))
+    return found
 
 
 def reference_loss(path: Path, task: FourMTask, batch: Mapping[str, np.ndarray], device: str) -> tuple[Any, Any]:
