@@ -14,7 +14,7 @@ from transformer_zoo.training import recipes
 from transformer_zoo.training.config import base_config
 
 CLASSES = 48  # 6 shapes of 8 colours
-SIZE = {"grid": (8, 8), "num_codes": 1000, "width": 96, "num_heads": 3, "dropout_rate": 0.0}
+SIZE = {"grid": (8, 8), "num_codes": 240, "width": 96, "num_heads": 3, "dropout_rate": 0.0}
 
 
 def get_config(variant="tiny"):

@@ -43,7 +43,7 @@ def tiny(config, raster):
     config.model = zoo.model_config(
         "raster" if raster else "maskgit",
         grid=(8, 8),
-        num_codes=1000,
+        num_codes=240,
         num_conditions=recipes.WORDS,
         prefix_length=recipes.CAPTION_LENGTH,
         null_condition=recipes.NULL_WORD,
@@ -56,9 +56,9 @@ def tiny(config, raster):
     config.task = {"name": "raster_tokens" if raster else "masked_tokens", "condition": "caption"}
     config.task.update({"condition_drop_rate": 0.1, "label_smoothing": 0.0})
     config.sampling = {"steps": 8, "guidance_scale": 4.0, "choice_temperature": 2.0}
-    recipes.few_steps(config, 2000, batch_size=32)
+    recipes.few_steps(config, 2400, batch_size=32)
     config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 1000, "batch_size": 64})
+    config.eval.update({"every_steps": 1200, "batch_size": 64})
     return config
 
 
@@ -88,10 +88,11 @@ def tokenizer_tiny(config):
     config.model = zoo.model_config(
         "maskgit_tokenizer",
         image_size=(32, 32),
-        width=24,
-        multipliers=(1, 2, 4),
+        patch=2,
+        width=32,
+        multipliers=(1, 2),
         num_blocks=1,
-        levels=(8, 5, 5, 5),
+        levels=(8, 6, 5),
         shortcut_from_output=False,
     )
     recipes.tokenizer_scenes(config)

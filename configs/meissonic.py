@@ -36,8 +36,8 @@ def tiny(config, compression):
     config.model = zoo.model_config(
         "meissonic",
         grid=(8, 8),
-        num_codes=1000,
-        vocabulary_size=1001,
+        num_codes=240,
+        vocabulary_size=241,
         double_depth=2,
         single_depth=3,
         width=96,
