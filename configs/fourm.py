@@ -114,7 +114,7 @@ def tokenizer_tiny(config, name):
         decoder_width=128,
         decoder_num_heads=4,
         latent_width=16,
-        decay=0.95,
+        decay=0.9,
         unroll=1,
         **options,
     )
