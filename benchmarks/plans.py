@@ -76,16 +76,18 @@ def main(arguments: Sequence[str]) -> None:
     """Plans what is asked for and writes the table of all plans."""
     parser = argparse.ArgumentParser("python -m benchmarks.plans", description="Plans large runs.")
     parser.add_argument("--only", default=",".join(RUNS), help=f"some of {','.join(RUNS)}")
+    parser.add_argument("--on", default=",".join(MESHES), help=f"some of {','.join(MESHES)}")
     parser.add_argument("--output", type=Path, default=Path("results/plans"))
     flags = parser.parse_args(arguments)
-    names = flags.only.split(",")
-    for name in names:
-        if name not in RUNS:
-            raise UserError(str(naming.unknown("run", name, RUNS)))
+    names, targets = flags.only.split(","), flags.on.split(",")
+    for kind, given, known in (("run", names, RUNS), ("slice", targets, MESHES)):
+        for name in given:
+            if name not in known:
+                raise UserError(str(naming.unknown(kind, name, known)))
     jax.config.update("jax_platforms", "cpu")  # the machine that is planned for is not this one
     flags.output.mkdir(parents=True, exist_ok=True)
     for name in names:
-        for target in MESHES:
+        for target in targets:
             record = make(RUNS[name], target)
             file_of(flags.output, name, target).write_text(json.dumps(record, indent=1) + "\n")
             print(f"{name} on {target}: at least {1000 * record['step_seconds']:.1f} ms a step", flush=True)
