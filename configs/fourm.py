@@ -22,7 +22,9 @@ boxes, metadata, palettes. It trains `features_small` and `tokenizer_small_rgb`,
 
 `segmentation_tiny`, `depth_tiny`: the encoder that `tiny` leaves, with a dense head, on up to three objects, beside the
 best guess that does not look. `detection_tiny`: likewise with an FCOS head in place of the paper's Cascade Mask R-CNN;
-boxes of objects by colour from 600 labelled scenes, COCO's average precision beside a blind guess's, boxes drawn.
+boxes of objects by colour from 600 labelled scenes, COCO's average precision beside a blind guess's, boxes drawn. From
+scratch, without that encoder, it is 0.61 at half overlap (blind 0.005) and 0.25 over all overlaps (0.001) on 1,024
+held-out scenes, after the same 200 steps, about a minute on 2 cores; with the encoder it has not been run yet.
 `new_modality_tiny`: boxes beside what `tiny` knows; only what is new is trained. `new_modality_stages_tiny`: that, then
 everything at a tenth of the rate. `tokenizer_sam_instance`: the paper's tokenizer of masks, on masks of your own.
 """

@@ -24,7 +24,7 @@ from transformer_zoo.task import Aux, Batch, Context, Evaluator, Result, Task, T
 from transformer_zoo.tasks.average_precision import average_precision, blind_boxes
 from transformer_zoo.tasks.networks import apply_network, init_network
 
-SHOWN_SCORE = 0.3  # of boxes that are drawn
+SHOWN_SCORE = 0.5  # of boxes that are drawn
 
 
 @dataclasses.dataclass(frozen=True)
