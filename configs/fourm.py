@@ -21,8 +21,15 @@ boxes, metadata, palettes. It trains `features_small` and `tokenizer_small_rgb`,
 `_edges`, `_mae`, `_mae_global` first. Sized for about an hour on 2 cores, minutes on a GPU; not run yet.
 
 `segmentation_tiny`, `depth_tiny`: the encoder that `tiny` leaves, with a dense head, on up to three objects, beside the
-best guess that does not look. `new_modality_tiny`: boxes beside what `tiny` knows; only what is new is trained.
+best guess that does not look. `detection_tiny`: likewise with an FCOS head in place of the paper's Cascade Mask R-CNN;
+boxes of objects by colour from 600 labelled scenes, COCO's average precision beside a blind guess's, boxes drawn. From
+scratch, without that encoder, it is 0.61 at half overlap (blind 0.005) and 0.25 over all overlaps (0.001) on 1,024
+held-out scenes, after the same 200 steps, about a minute on 2 cores; with the encoder it has not been run yet.
+`new_modality_tiny`: boxes beside what `tiny` knows; only what is new is trained. `new_modality_stages_tiny`: that, then
+everything at a tenth of the rate. `tokenizer_sam_instance`: the paper's tokenizer of masks, on masks of your own.
 """
+
+from ml_collections import ConfigDict
 
 from transformer_zoo import zoo
 from transformer_zoo.training import recipes
@@ -69,14 +76,20 @@ def get_config(variant="tiny"):
     name = variant.removeprefix("tokenizer_small_")
     if name in SMALL_TOKENIZERS and name != variant:
         return tokenizer_small(config, name)
+    if variant == "tokenizer_sam_instance":
+        return tokenizer_sam_instance(config)
     if variant in zoo.sizes("fourm"):
         return pretrain(config, variant)
     if variant == "finetune_tiny":
         return finetune_tiny(config)
     if variant in DENSE:
         return dense_tiny(config, variant)
+    if variant == "detection_tiny":
+        return detection_tiny(config)
     if variant == "new_modality_tiny":
         return new_modality_tiny(config)
+    if variant == "new_modality_stages_tiny":
+        return new_modality_stages()
     if variant == "super_resolution_L":
         return super_resolution(config)
     if variant == "text_to_image_B":
@@ -87,7 +100,9 @@ def get_config(variant="tiny"):
     variants += [f"finetune_{size}" for size in FINETUNE] + [f"tokenizer_tiny_{name}" for name in TOKENIZERS]
     variants += [
         *DENSE,
+        "detection_tiny",
         "new_modality_tiny",
+        "new_modality_stages_tiny",
         "small",
         "features_small",
         *(f"tokenizer_small_{name}" for name in SMALL_TOKENIZERS),
@@ -262,6 +277,19 @@ def features_small(config):
     return config
 
 
+def tokenizer_sam_instance(config):
+    config.model = zoo.model_config("fourm", "tokenizer_sam_instance")
+    config.task = {"name": "fourm_tokenization", "field": "mask"}
+    config.data.source = "tfds:sam_masks"
+    config.data.transforms = ()
+    # The reference does not say how many masks an epoch has: here as many as ImageNet-1k has images.
+    config.batch_size, epoch = 3072, recipes.IMAGENET // 3072
+    config.total_steps = 24 * epoch
+    config.optimizer = {"name": "adamw", "learning_rate": 1e-4 * config.batch_size / 256, "schedule": "cosine"}
+    config.optimizer.update({"warmup_steps": 5 * epoch, "b2": 0.99, "clip_norm": 1.0, "weight_decay": 0.05})
+    return config
+
+
 def stands_on_features(config, name):
     config.requires = {**config.get("requires", {}), name: "configs/fourm.py:features_small"}
     encoder = {"requires": name, "table": (("params/model/(encoder/.*)", rf"frozen/{name}/params/\1"),)}
@@ -365,6 +393,18 @@ def dense_tiny(config, variant):
     return config
 
 
+def detection_tiny(config):
+    finetune_tiny(config)
+    head = {"head": "detection", "num_classes": 8, "dense_width": 32, "dense_blocks": 2, "tower_depth": 1}
+    config.model.update(head)
+    config.task = {"name": "detection", "max_boxes": 4, "most": 20, "candidates": 100}
+    scenes(config, ("image", "boxes", "obj"))
+    config.data.options.difficulty = "full"
+    config.data.transforms = (("scale", {}), ("scene_objects", {"label": "colour"}))
+    config.optimizer.update({"learning_rate": 2e-3, "clip_norm": 1.0})  # the head is new and large
+    return config
+
+
 def new_modality_tiny(config):
     """Boxes beside what `tiny` knows: only what is new is trained, the transformer and all other embeddings stay."""
     tiny(config)
@@ -376,6 +416,32 @@ def new_modality_tiny(config):
     config.optimizer.freeze = (r"(?!(input|output|modality)_embedding_det(/|$)).*",)
     config.optimizer.warmup_steps, config.total_steps = 50, 400
     return config
+
+
+def new_modality_stages():
+    """First the boxes alone as in `new_modality_tiny`, then everything, at a tenth of the rate."""
+    variant = "configs/fourm.py:new_modality_tiny"
+    unfrozen = {"optimizer.freeze": (), "optimizer.learning_rate": 3e-4, "optimizer.warmup_steps": 50}
+    boxes = ("rgb_to_box_iou", "rgb_to_box_recall", "rgb_to_box_iou_marginal")
+    others = ("rgb_to_semseg_miou", "rgb_to_caption_colour")
+
+    def figures(stage, names):
+        return {f"test/{stage}_{name}": f"test/{name}" for name in names}
+
+    return ConfigDict(
+        {
+            "stages": (
+                {"name": "embeddings", "config": variant, "summary": figures("embeddings", (*boxes, *others))},
+                {
+                    "name": "everything",
+                    "config": variant,
+                    "overrides": unfrozen,
+                    "take": {"stage": "embeddings", "table": (("params/model/(.*)", r"params/model/\1"),)},
+                    "summary": figures("everything", (*boxes, *others)),
+                },
+            )
+        }
+    )
 
 
 def encoder_of(pixels):

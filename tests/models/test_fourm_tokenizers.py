@@ -45,6 +45,18 @@ def test_classes_are_written_as_logits():
         task.check({"semseg": np.full((1, 4, 4), 3)})
 
 
+def test_masks_are_written_as_the_logit_of_one():
+    network = tokenizer("mask")
+    values = jnp.asarray([[[0, 1], [1, 1]]])
+    taken = network.channels_of(values)
+    assert taken.shape == (1, 2, 2, 1) and np.array_equal(network.values_of(taken - 0.5), values)
+    task = FourMTokenization(network, field="mask")
+    found = task.pixel_errors(taken, jnp.full(taken.shape, 2.0))
+    assert np.allclose(found, np.where(values, np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))), atol=1e-6)
+    with pytest.raises(ValueError, match="mask has values beside 0 and 1"):
+        task.check({"mask": np.full((1, 4, 4), 2)})
+
+
 @pytest.mark.parametrize(("loss", "error"), [("smooth_l1", 0.125), ("cosine", 0.0)])
 def test_features_have_two_errors(loss, error):
     task = FourMTokenization(FourMVectorTokenizer(channels=4), feature_loss=loss)

@@ -9,7 +9,7 @@ from transformer_zoo import zoo
 from transformer_zoo.models.multimodal.fourm.transfer import DenseFigures, DensePrediction, mean_overlap
 from transformer_zoo.models.multimodal.fourm.vit import FourMViT
 from transformer_zoo.task import Context
-from transformer_zoo.training import checkpoints
+from transformer_zoo.training import checkpoints, stages
 from transformer_zoo.training.config import load_config
 from transformer_zoo.training.optimizer import make_optimizer
 from transformer_zoo.training.sharding import path_of
@@ -28,8 +28,8 @@ def by_path(tree):
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("variant", ["segmentation_tiny", "depth_tiny"])
-def test_dense_heads_stand_on_the_pretrained_encoder(variant):
+@pytest.mark.parametrize("variant", ["segmentation_tiny", "depth_tiny", "detection_tiny"])
+def test_heads_stand_on_the_pretrained_encoder(variant):
     config, task = built(f"configs/fourm.py:{variant}")
     _, pretrained = built("configs/fourm.py")
     stored, targets = (
@@ -73,3 +73,31 @@ def test_only_what_is_new_is_trained_where_a_modality_is_added():
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), partition(params, optimizer.trainable)[0])
     updates, _ = optimizer.transform.update(ones, optimizer.transform.init(ones), ones)
     assert set(by_path(updates)) == new  # no update, so no movement, of anything else
+
+
+def test_what_was_frozen_is_trained_in_the_next_stage(tmp_path):
+    first, second = load_config("configs/fourm.py:new_modality_stages_tiny").stages
+    config = stages.stage_run_config(second, tmp_path, [first["name"]])
+    *tokenizers, taken = config.init_from
+    assert [source["requires"] for source in tokenizers] == ["rgb", "depth", "semseg"]  # still frozen, still filled
+    assert taken["workdir"] == str(tmp_path / "embeddings")
+    task = zoo.build_task(config, {name: load_config(one) for name, one in config.requires.items()})
+    params = abstract_variables(task).params["model"]
+    optimizer = make_optimizer(config.optimizer, params, total_steps=config.total_steps)
+    assert all(jax.tree.leaves(optimizer.trainable))
+    paths = {f"params/model/{path}": leaf for path, leaf in by_path(params).items()}
+    plan, _ = checkpoints.plan_transfer(paths, paths, taken["table"], "the first stage")
+    assert plan.keys() == paths.keys()
+    alone = stages.stage_run_config(first, tmp_path, [])
+    assert [source["requires"] for source in alone.init_from][-1] == "pretrained"
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "(input|output|modality)_embedding_.*"])
+def test_parts_are_frozen_each_on_their_own(part):
+    _, task = built("configs/fourm.py")
+    params = abstract_variables(task).params["model"]
+    settings = {"learning_rate": 1e-3, "freeze": (f"{part}(/.*)?",)}
+    trainable = by_path(make_optimizer(settings, params, total_steps=10).trainable)
+    frozen = {path.split("/")[0] for path, on in trainable.items() if not on}
+    kept = {path.split("/")[0] for path, on in trainable.items() if on}
+    assert frozen and not frozen & kept and {"encoder", "decoder", "input_embedding_rgb"} & kept

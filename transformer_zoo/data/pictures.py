@@ -22,6 +22,36 @@ def side_by_side(views: Sequence[np.ndarray], border: int = 1) -> np.ndarray:
     return np.concatenate(parts, axis=2)
 
 
+def boxed(
+    images: np.ndarray, boxes: Sequence[np.ndarray], classes: Sequence[np.ndarray], num_classes: int, side: int = 128
+) -> np.ndarray:
+    """Pictures uint8 [count, height, width, 3], enlarged to about `side` pixels, with boxes in the hue of their class.
+
+    Args:
+        images: the pictures.
+        boxes: of each picture, [boxes, 4]: y0, x0, y1, x1 in its pixels.
+        classes: of each picture's boxes.
+        num_classes: how many there are.
+        side: see above.
+    """
+    import colorsys
+
+    from PIL import Image, ImageDraw  # only where there is something to look at
+
+    scale = max(1, side // images.shape[1])
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    for tile, found, numbers in zip(large, boxes, classes):
+        picture = Image.fromarray(tile)
+        draw = ImageDraw.Draw(picture)
+        for (top, left, bottom, right), number in zip(np.asarray(found) * scale, numbers):
+            red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(number / num_classes, 1, 1))
+            corners = (left, top, max(right - 1, left), max(bottom - 1, top))
+            draw.rectangle(corners, outline=(red, green, blue), width=max(1, scale // 2))
+            draw.text((left + scale, top), str(number), fill=(red, green, blue))
+        tile[:] = np.asarray(picture)
+    return large
+
+
 def captioned(images: np.ndarray, captions: Sequence[str], side: int = 128, lines: int = 4) -> np.ndarray:
     """Pictures uint8 [count, height, width, 3], enlarged to about `side` pixels, each above its caption."""
     import textwrap  # only where there is something to look at, like Pillow

@@ -22,18 +22,24 @@ Build = Callable[..., Any]  # zoo.build, handed in because only the zoo resolves
 
 
 def run(
-    config: Any, workdir: Path, build: Build, title: str = "", watch: Callable[..., None] | None = None
+    config: Any,
+    workdir: Path,
+    build: Build,
+    title: str = "",
+    watch: Callable[..., None] | None = None,
+    shared: Path | None = None,
 ) -> dict[str, float]:
     """Trains what a config describes, stage by stage where it has stages, and returns its held-out figures.
 
-    `watch` sees every step of a run without stages, see `loop.train`.
+    `watch` sees every step of a run without stages, see `loop.train`; `shared` is the folder of the runs that it stands
+    on, see `with_requirements`.
 
     Raises:
         UserError: what the user can mend.
     """
     if "stages" in config:
         return run_stages(config, workdir, build, title)
-    config, required = with_requirements(config, workdir, build)
+    config, required = with_requirements(config, workdir, build, shared)
     try:
         built = build(config, {name: other for name, (other, _) in required.items()})
     except ValueError as error:
@@ -46,6 +52,8 @@ def run_stages(config: Any, workdir: Path, build: Build, title: str) -> dict[str
 
     A stage is a group with `name`, `config` (path and variant), `overrides` ({'a.b': value}), optionally `take`
     ({'stage': name of an earlier one, 'table': rows of `init_from`}) and `summary` ({figure: figure of that stage}).
+    What a stage takes stands in place of what its config takes itself, of which only frozen arrays are left, such as
+    tokenizers. Runs that stages require are shared with those of other configs beside `workdir`.
     """
     prepare_folder(workdir, config)
     summary: dict[str, float] = {}
@@ -54,7 +62,7 @@ def run_stages(config: Any, workdir: Path, build: Build, title: str) -> dict[str
         name, folder = stage["name"], workdir / stage["name"]
         print(f"\n== stage {number + 1} of {len(config.stages)}: {name}", flush=True)
         stage_config = stage_run_config(stage, workdir, [name for name, _ in folders])
-        figures = run(stage_config, folder, build, title=name)
+        figures = run(stage_config, folder, build, title=name, shared=workdir.parent / "required")
         folders.append((name, folder))
         for figure, source in stage.get("summary", {}).items():
             if source not in figures:
@@ -77,8 +85,22 @@ def stage_run_config(stage: Any, workdir: Path, earlier: list[str]) -> Any:
             raise UserError(f"stage {stage['name']!r} takes from {stage['take']['stage']!r}, which is not before it")
         with config.unlocked():
             folder = workdir / stage["take"]["stage"]
-            config.init_from = {"workdir": str(folder), "table": tuple(map(tuple, stage["take"]["table"]))}
+            taken = {"workdir": str(folder), "table": tuple(map(tuple, stage["take"]["table"]))}
+            kept = frozen_sources(config)
+            if "init_from" in config:  # one group may become a list of groups, which a ConfigDict does not allow
+                del config["init_from"]
+            config.init_from = (*kept, taken)
     return config
+
+
+def frozen_sources(config: Any) -> list[dict[str, Any]]:
+    """What `init_from` takes into frozen arrays: its groups with those rows alone, without groups that have none."""
+    sources = []
+    for source in as_list(config.get("init_from", ())):
+        table = tuple(tuple(row) for row in source["table"] if row[1].startswith("frozen/"))
+        if table:
+            sources.append(dict(source) | {"table": table})
+    return sources
 
 
 def prepare_folder(workdir: Path, config: Any) -> None:
@@ -98,25 +120,28 @@ def link_results(workdir: Path, folders: list[tuple[str, Path]]) -> None:
                 link.symlink_to(Path("..") / name / kind)
 
 
-def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, dict[str, tuple[Any, Path]]]:
+def with_requirements(
+    config: Any, workdir: Path, build: Build, shared: Path | None = None
+) -> tuple[Any, dict[str, tuple[Any, Path]]]:
     """The config with every `init_from.requires` resolved to a workdir, and (config, workdir) of all required runs.
 
     A folder of imported weights is as good as a finished run.
 
-    A missing run of a `tiny` or `small` variant is trained first, in a folder named by its config's hash beside
-    `workdir`, under a lock, so that all who need it share it.
+    A missing run of a `tiny` or `small` variant is trained first, in a folder named by its config's hash in `shared`
+    (by default `required` beside `workdir`), under a lock, so that all who need it share it.
 
     Raises:
         UserError: a missing run of another variant, with the command that trains it.
     """
     required: dict[str, tuple[Any, Path]] = {}
+    shared = shared or workdir.parent / "required"
     for name, spec in config.get("requires", {}).items():
         if is_imported(spec):
             required[name] = (required_config(spec), Path(spec).absolute())
             continue
         other = load_config(spec)
         file, _, variant = spec.partition(":")
-        folder = workdir.parent / "required" / f"{Path(file).stem}-{variant or 'tiny'}-{config_hash(other)}"
+        folder = shared / f"{Path(file).stem}-{variant or 'tiny'}-{config_hash(other)}"
         if Checkpoints(folder / "checkpoints").steps()[-1:] != [other.get("total_steps", 0)]:
             if not any(size in (variant or "tiny") for size in ("tiny", "small")):
                 command = shlex.join(["python", "train.py", f"--config={spec}", f"--workdir={folder}"])
@@ -126,7 +151,7 @@ def with_requirements(config: Any, workdir: Path, build: Build) -> tuple[Any, di
                 if is_primary():  # of several processes; the others wait for it in the run's first step
                     fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be training it: wait, then find it finished
                 print(f"\n== {name}, required by this config: {spec} in {folder}", file=sys.stderr, flush=True)
-                run(other, folder, build, title=name)
+                run(other, folder, build, title=name, shared=shared)
         required[name] = (other, folder)
     if "init_from" not in config:
         return config, required

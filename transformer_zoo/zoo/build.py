@@ -18,6 +18,7 @@ from transformer_zoo.zoo.load import load
 
 TASKS = {
     "classification": "transformer_zoo.tasks.classification:Classification",
+    "detection": "transformer_zoo.tasks.detection:Detection",
     "masked_pixels": "transformer_zoo.tasks.masked_pixels:MaskedPixels",
     "masked_tokens": "transformer_zoo.tasks.masked_tokens:MaskedTokens",
     "tokenization": "transformer_zoo.tasks.tokenization:Tokenization",

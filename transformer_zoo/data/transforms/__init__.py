@@ -39,6 +39,7 @@ TRANSFORMS = {
     "sample_frames": "transformer_zoo.data.transforms.video:sample_frames",
     "shorten": "transformer_zoo.data.transforms.captions:shorten",
     "degrade": "transformer_zoo.data.scenes.degrade:add_degraded",
+    "scene_objects": "transformer_zoo.data.scenes.objects:add_objects",
 }
 RESIZERS = ("resize", "random_resized_crop", "centre_crop")  # after any of these all pictures have one size
 

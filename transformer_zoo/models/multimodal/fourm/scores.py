@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from transformer_zoo.data.pictures import to_uint8
 from transformer_zoo.data.scenes import checker, grammar
 from transformer_zoo.models.multimodal.fourm.modalities import Modality
+from transformer_zoo.tasks.average_precision import overlap
 
 Sums = dict[str, np.ndarray]
 Truth = Mapping[str, np.ndarray]
@@ -120,14 +121,6 @@ def matches(found: Float[np.ndarray, "n 4"], true: Float[np.ndarray, "m 4"]) -> 
         best[column] = max(pairs[row, column], 0.0)
         pairs[row], pairs[:, column] = -1, -1
     return best
-
-
-def overlap(first: Float[np.ndarray, "n 4"], second: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n"]:
-    """Intersection over union of boxes y0, x0, y1, x1."""
-    low, high = np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])
-    both = np.prod(np.clip(high - low, 0, None), axis=1)
-    areas = [np.prod(np.clip(one[:, 2:] - one[:, :2], 0, None), axis=1) for one in (first, second)]
-    return both / np.maximum(areas[0] + areas[1] - both, 1e-9)
 
 
 def normal(predicted: np.ndarray, ceiling: np.ndarray, truth: Truth, modality: Modality) -> Sums:

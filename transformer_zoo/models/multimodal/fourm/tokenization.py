@@ -26,7 +26,8 @@ FEATURE_LOSSES = ("smooth_l1", "cosine")
 class FourMTokenization(Tokenization):
     """Trains a `FourMTokenizer` or a `FourMVectorTokenizer`.
 
-    The error of pixels is squared or absolute (`pixel_loss`), that of maps smooth L1, that of classes cross-entropy.
+    The error of pixels is squared or absolute (`pixel_loss`), that of maps smooth L1, that of classes and of masks
+    cross-entropy (of masks the reference takes that of probabilities in place of logits; here it is the plain one).
 
     Attributes:
         feature_network: whose features of the field, an image, are what is tokenized; comes with its weights from a run
@@ -64,6 +65,8 @@ class FourMTokenization(Tokenization):
     def check(self, batch: Batch) -> None:
         if self.network.reads == "pixels":
             super().check(batch)
+        elif self.network.reads == "mask" and not np.isin(batch[self.field], (0, 1)).all():
+            raise ValueError(f"{self.field} has values beside 0 and 1, but model.reads is 'mask'")
         elif self.network.reads == "classes" and np.max(batch[self.field]) >= self.network.channels:
             found, most = int(np.max(batch[self.field])), self.network.channels
             raise ValueError(
@@ -78,6 +81,8 @@ class FourMTokenization(Tokenization):
             return super().pixel_errors(pixels, reconstruction)
         if self.network.reads == "classes":
             return optax.softmax_cross_entropy(reconstruction, pixels)
+        if self.network.reads == "mask":
+            return optax.sigmoid_binary_cross_entropy(reconstruction[..., 0], pixels[..., 0])
         if self.network.reads == "features" and self.feature_loss == "cosine":
             return 1 - optax.losses.cosine_similarity(reconstruction, pixels, epsilon=1e-8)
         return optax.losses.huber_loss(reconstruction, pixels)
@@ -92,8 +97,8 @@ class FourMTokenization(Tokenization):
 class MapReconstruction(Evaluator):
     """How much of maps survives, beside the best guess that looks at nothing, and how the codes are used.
 
-    Of classes 'accuracy' and 'most_frequent_accuracy'; else 'rmse' and 'mean_rmse', the deviation from each place's
-    mean.
+    Of classes and masks 'accuracy' and 'most_frequent_accuracy'; else 'rmse' and 'mean_rmse', the deviation from each
+    place's mean.
     """
 
     task: FourMTokenization | None = None
@@ -110,9 +115,9 @@ class MapReconstruction(Evaluator):
         found, values = arrays["found"][kept], np.asarray(arrays["values"])[kept]
         ids = arrays["ids"][kept].reshape(-1, network.num_codebooks)
         new: dict[str, Any] = {"codes": np.stack([np.bincount(c, minlength=network.codebook_size) for c in ids.T])}
-        if network.reads == "classes":
+        if network.reads in ("classes", "mask"):
             new |= {"right": (found == values).sum(), "count": values.size}
-            new["classes"] = np.bincount(values.ravel(), minlength=network.channels)
+            new["classes"] = np.bincount(values.ravel(), minlength=max(network.channels, 2))
         else:
             new |= {"error": np.square(found - values).sum(), "count": values.size, "samples": len(values)}
             new |= {"sum": values.sum(axis=0), "squares": np.square(values.astype(np.float64)).sum()}

@@ -23,7 +23,7 @@ from transformer_zoo.layers.quantizers.vector import CosineQuantizer
 from transformer_zoo.models.multimodal.fourm.embeddings import grid_table
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 
-READS = ("pixels", "bytes", "map", "classes", "features")
+READS = ("pixels", "bytes", "map", "mask", "classes", "features")
 
 Maps = Float[Array, "batch rows columns channels"]
 NewMaps = Float[Array, "batch new_rows new_columns new_channels"]
@@ -133,8 +133,8 @@ class FourMTokenizer(Tokenizer):
 
     Attributes:
         reads: 'pixels' in [-1, 1], 'bytes' (0 to 255 of `channels` channels, normals for example), 'map' (one value a
-            place, without an axis of channels), 'classes' (a number a place, of `channels` classes; it writes logits),
-            or 'features' (a vector a place).
+            place, without an axis of channels), 'mask' (0 or 1 a place; it writes the logit of 1), 'classes' (a number
+            a place, of `channels` classes; it writes logits), or 'features' (a vector a place).
         offset, scale: of a map, whose values become (value - offset) / scale for the network.
         image_size: rows and columns that it is made for; any multiple of the patch will do.
         patch_size: rows and columns of a patch.
@@ -197,8 +197,8 @@ class FourMTokenizer(Tokenizer):
     @property
     def field(self) -> jax.ShapeDtypeStruct:
         """What stands for one sample of the field that it reads, with a batch axis."""
-        shape = (1, *self.image_size) if self.reads in ("map", "classes") else (1, *self.input_shape)
-        dtype = {"classes": jnp.int32, "bytes": jnp.uint8}.get(self.reads, jnp.float32)
+        shape = (1, *self.image_size) if self.reads in ("map", "mask", "classes") else (1, *self.input_shape)
+        dtype = {"classes": jnp.int32, "mask": jnp.int32, "bytes": jnp.uint8}.get(self.reads, jnp.float32)
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def channels_of(self, values: Array) -> Maps:
@@ -207,6 +207,8 @@ class FourMTokenizer(Tokenizer):
             return jax.nn.one_hot(values, self.channels)
         if self.reads == "map":
             return ((values - self.offset) / self.scale)[..., None].astype(jnp.float32)
+        if self.reads == "mask":
+            return values[..., None].astype(jnp.float32)
         values = values.astype(jnp.float32)
         return values / 127.5 - 1 if self.reads == "bytes" else values
 
@@ -214,6 +216,8 @@ class FourMTokenizer(Tokenizer):
         """What the network writes as a field's values."""
         if self.reads == "classes":
             return jnp.argmax(written, axis=-1)
+        if self.reads == "mask":
+            return (written[..., 0] > 0).astype(jnp.int32)
         if self.reads == "bytes":
             return (jnp.clip(written, -1, 1) + 1) * 127.5
         return written[..., 0] * self.scale + self.offset if self.reads == "map" else written

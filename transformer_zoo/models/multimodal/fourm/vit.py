@@ -13,13 +13,14 @@ from jaxtyping import Array, Float
 
 from transformer_zoo.layers.convolutions import map_of
 from transformer_zoo.layers.depths import layer_depths
+from transformer_zoo.layers.detection import DetectionHead, DetectionMaps
 from transformer_zoo.layers.mlp import mlp_width
 from transformer_zoo.layers.patches import PatchEmbed, grid_of
 from transformer_zoo.models.multimodal.fourm.embeddings import grid_table
 from transformer_zoo.models.multimodal.fourm.model import Encoder
 from transformer_zoo.models.multimodal.fourm.tokenizers import ConvNeXtBlock
 
-HEADS = ("none", "mean", "dense")
+HEADS = ("none", "mean", "dense", "detection")
 STEM = r"^(patches|modality_embedding|registers)(/|$)"
 
 
@@ -29,9 +30,12 @@ class FourMViT(nn.Module):
     Attributes:
         image_size, patch_size: (height, width) in pixels.
         channels: of the image.
-        head: 'none' gives all tokens, 'mean' classifies their mean, 'dense' predicts `num_classes` channels a pixel.
+        head: 'none' gives all tokens, 'mean' classifies their mean, 'dense' predicts `num_classes` channels a pixel,
+            'detection' boxes of `num_classes` classes, in another way than the paper's, see `Detector`.
         num_classes: of the head; 0 means that 'mean' gives the vector itself.
-        dense_width, dense_blocks: channels and ConvNeXt blocks of the dense head, on a map 4 times as fine as patches.
+        dense_width, dense_blocks: channels and ConvNeXt blocks of a map 4 times as fine as patches, on which 'dense'
+            and 'detection' stand.
+        tower_depth: of 'detection', see `DetectionHead`.
         depth, width, num_heads, mlp_ratio, activation, gated, use_bias, qk_norm, num_registers, drop_path_rate,
             norm_epsilon, attention, remat, unroll, dtype: see `FourM`.
     """
@@ -43,6 +47,7 @@ class FourMViT(nn.Module):
     num_classes: int = 1000
     dense_width: int = 384
     dense_blocks: int = 4
+    tower_depth: int = 4
     depth: int = 12
     width: int = 768
     num_heads: int = 12
@@ -66,7 +71,7 @@ class FourMViT(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool = False
-    ) -> tuple[Float[Array, "batch *out"], dict[str, Any]]:
+    ) -> tuple[Float[Array, "batch *out"] | DetectionMaps, dict[str, Any]]:
         """What the head says, and 'patches', 'positions', 'levels', 'tokens' (after the last norm) and 'pooled'.
 
         Raises:
@@ -108,6 +113,10 @@ class FourMViT(nn.Module):
         if self.head == "dense":
             head = DenseHead(self.num_classes, self.dense_width, self.dense_blocks, dtype=self.dtype, name="head")
             return head(map_of(tokens, grid), size), aux
+        if self.head == "detection":
+            fine = self.dense_width, self.dense_blocks, self.tower_depth
+            detector = Detector(self.num_classes, *fine, dtype=self.dtype, name="head")
+            return detector(map_of(tokens, grid), size), aux
         if not self.num_classes:
             return pooled, aux
         classify = nn.Dense(self.num_classes, kernel_init=normal, dtype=self.dtype, name="head")
@@ -133,11 +142,46 @@ class DenseHead(nn.Module):
     def __call__(
         self, tokens: Float[Array, "batch rows columns dim"], size: tuple[int, int]
     ) -> Float[Array, "batch height width channels"]:
-        batch, rows, columns, _ = tokens.shape
-        x = nn.Dense(16 * self.width, dtype=self.dtype, name="spread")(tokens)
-        x = x.reshape(batch, rows, columns, 4, 4, self.width).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(batch, 4 * rows, 4 * columns, self.width)
-        for number in range(self.depth):
-            x = ConvNeXtBlock(dtype=self.dtype, name=f"block{number}")(x)
+        x = fine_map(tokens, self.width, self.depth, self.dtype)
         y = nn.Dense(self.channels, dtype=self.dtype, name="logits")(x).astype(jnp.float32)
-        return jax.image.resize(y, (batch, *size, self.channels), "bilinear")
+        return jax.image.resize(y, (len(tokens), *size, self.channels), "bilinear")
+
+
+class Detector(nn.Module):
+    """FCOS on the fine map of `DenseHead`.
+
+    The paper fine-tunes for COCO with ViTDet's pyramid and Cascade Mask R-CNN (section 4.1): anchors, three stages of
+    boxes, and masks. This is none of that: one map, one stage and no masks, small enough to train in a minute. Its
+    figures compare encoders with each other, not with the paper's.
+
+    Attributes:
+        num_classes: of objects.
+        width: of the fine map.
+        depth: ConvNeXt blocks.
+        tower_depth: see `DetectionHead`.
+        dtype: of the computation.
+    """
+
+    num_classes: int
+    width: int = 384
+    depth: int = 4
+    tower_depth: int = 4
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "batch rows columns dim"], size: tuple[int, int]) -> DetectionMaps:
+        x = fine_map(tokens, self.width, self.depth, self.dtype)
+        return DetectionHead(self.num_classes, self.tower_depth, dtype=self.dtype, name="detection")(x, size)
+
+
+def fine_map(
+    tokens: Float[Array, "batch rows columns dim"], width: int, depth: int, dtype: Any
+) -> Float[Array, "batch fine_rows fine_columns width"]:
+    """A linear map of every token to 4 x 4 finer places, and ConvNeXt blocks; parameters are the calling module's."""
+    batch, rows, columns, _ = tokens.shape
+    x = nn.Dense(16 * width, dtype=dtype, name="spread")(tokens)
+    x = x.reshape(batch, rows, columns, 4, 4, width).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch, 4 * rows, 4 * columns, width)
+    for number in range(depth):
+        x = ConvNeXtBlock(dtype=dtype, name=f"block{number}")(x)
+    return x
