@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from transformer_zoo.training import sharding
 from transformer_zoo.training.config import load_config
 from transformer_zoo.training.errors import UserError
+from transformer_zoo.training.planner.compiled import program_text
 from transformer_zoo.training.planner.estimates import costs_of, estimate
 from transformer_zoo.training.planner.plan import plan
 from transformer_zoo.training.planner.programs import array_bytes, group_size, traffic
@@ -263,6 +264,15 @@ def test_meshes_cover_the_devices():
         {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 3},
         {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 3},
     ]
+
+
+def test_a_program_that_this_version_cannot_read_says_so():
+    class Unread:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands\nfurther lines")
+
+    with pytest.raises(UserError, match=r"cannot read the program .* should have 1 operands\): plan with a newer jax"):
+        program_text(Unread())
 
 
 def test_a_config_of_stages_names_the_runs_to_plan():

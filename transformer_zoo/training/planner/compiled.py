@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jax
+import jaxlib.version
 
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.planner.programs import Traffic, traffic
@@ -81,6 +82,7 @@ def compile_step(setting: Setting) -> Compiled:
 
     Raises:
         OutOfMemory: it does not fit.
+        UserError: see `program_text`.
     """
     lowered = lower_step(setting, "tpu")
     with jax.set_mesh(setting.mesh):
@@ -104,4 +106,21 @@ def compile_step(setting: Setting) -> Compiled:
         for (path, leaf), sharding in zip(leaves, jax.tree.leaves(state.params))
         if leaf.size > LARGE and sharding.is_fully_replicated
     ]
-    return Compiled(memory, traffic(compiled.as_text()), tuple(whole))
+    return Compiled(memory, traffic(program_text(compiled)), tuple(whole))
+
+
+def program_text(compiled: Any) -> str:
+    """What the compiler made of a step.
+
+    Raises:
+        UserError: it wrote instructions that this jaxlib cannot read.
+    """
+    try:
+        text: str = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"the step compiles, but jaxlib {jaxlib.version.__version__} cannot read the program that the installed "
+            f"libtpu made of it ({said}): plan with a newer jax (0.12 has read such programs), or on another mesh"
+        ) from error
+    return text
