@@ -4,12 +4,12 @@
 
 Trains its three tokenizers first (`tokenizer_tiny_rgb`, `_depth`, `_semseg`), then the model. samples/ shows the
 any-to-any page, a row for each modality as the only input and a column for each that is predicted, and a table of what
-is predicted from pixels beside the blind guess and the tokenizers' ceiling. Measured on 1,024 held-out scenes with two
-seeds, from pixels in one step: IoU of sky, ground and objects 0.82 and 0.83 (blind 0.58, ceiling 0.89), depth off by
-0.061 (0.095, 0.051), captions with the right colour 0.99, row 0.86 and 0.90, column 0.91 and 0.87, size 0.90 and 0.89,
-shape 0.28. Pictures from captions have their object in the right cell in 0.39 and 0.52 of the cases at guidance 3, in
-0.22 and 0.26 without (other captions 0.15 and 0.18, ceiling 0.76); its colour does not follow them yet. About 4 minutes
-on 2 cores, tokenizers included.
+is predicted from pixels beside the blind guess and the tokenizers' ceiling. Measured on 1,024 held-out scenes, three
+seeds, from pixels in one step: IoU of sky, ground and objects 0.82 to 0.83 (blind 0.58, ceiling 0.89), depth off by
+0.061 (0.095, 0.051), captions with the right colour in 0.99, row in 0.86 to 0.92, column in 0.87 to 0.94, size in 0.89
+to 0.90, shape in 0.26 to 0.28. Pictures from captions have their object in the right cell in 0.39 to 0.57 of the cases
+at guidance 3, in 0.22 to 0.33 without (other captions 0.15 to 0.18, ceiling 0.76); its colour does not follow them yet.
+About 4 minutes on 2 cores, tokenizers included.
 
 `Ti`, `S`, `B`, `L`, `XL` (SwiGLU, no biases), `B_gelu`: pretraining on 4M-7's modalities; `B_21`, `L_21`, `XL_21` on
 4M-21's, from the runs on seven. `super_resolution_L` and `text_to_image_B` specialise them. Records hold one field a
