@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import COMMAND_ENVIRONMENT
+from tests.conftest import COMMAND_ENVIRONMENT, QUICK_COMPILER
 from tests.training import toys
 from transformer_zoo.evaluation import gathering
 from transformer_zoo.training import checkpoints as store
@@ -55,7 +55,7 @@ def start(count, workdir, pause=0.0):
     environment = COMMAND_ENVIRONMENT | {
         "PYTHONPATH": os.getcwd(),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2" + QUICK_COMPILER,
         "NPROC": "8",
     }
     return [
