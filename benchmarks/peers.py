@@ -1,6 +1,6 @@
 """Speed beside other libraries, all in one table: python -m benchmarks.peers --json [--only vit_s16,decoding].
 
-On a GPU: python -m benchmarks.peers --dtype bfloat16
+On a GPU: benchmarks/gpu.sh, which brings what a machine without a package index lacks and measures in bfloat16.
 
 Each comparison runs in a process of its own, as `benchmarks.step`, `.backbones`, `.decoding` and `.fourm` describe, so
 that one that fails or runs out of memory costs no other. Writes results/speed/DEVICE.json after each, where rows that
