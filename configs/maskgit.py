@@ -4,7 +4,9 @@
 
 Trains `tokenizer_tiny` first where there is none. Shows samples with their captions in samples/, and what a checker
 reads from them beside what it reads from the tokenizer's reconstructions and what other captions would be given. About
-5 minutes on 2 cores behind the tokenizer: colour and place begin to follow the caption, shapes stay blobs.
+4 minutes on 2 cores behind the tokenizer. It came to the right colour in 0.83 (reconstructions 0.97, other captions
+0.16), place in 0.89 (0.93, 0.18) and size in 0.68 (0.83, 0.29), one coherent object in 0.70 (0.88); shapes stay blobs
+(0.20 of 0.43).
 `eval.py --sweep='sampling.steps=1,2,4,8,16;sampling.guidance_scale=1,2;sampling.choice_temperature=1,4.5'` judges one
 checkpoint at many settings. `raster_tiny` is the causal transformer of as many blocks that draws token by token.
 

@@ -50,6 +50,16 @@ def test_the_semantic_loss_is_the_mean_surprise_at_the_captions_words():
     np.testing.assert_allclose(found, -np.mean(expected), rtol=1e-4)
 
 
+def test_latents_are_as_long_as_words_are_in_the_mean():
+    variables = jax.eval_shape(NETWORK.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), variables)
+    image = jnp.asarray(batch()["image"])
+    latents = NETWORK.apply(variables, image, method=lambda network, x: network.encode(x)[1]["latents"])
+    lengths = np.linalg.norm(latents, axis=-1)
+    np.testing.assert_allclose(lengths, np.sqrt(np.square(spae.word_vectors(6)).sum(axis=1).mean()), rtol=1e-4)
+
+
 def test_the_semantic_loss_weighs_as_much_as_all_others_and_words_are_shown():
     task, fields = SemanticTokenization(NETWORK, semantic_layers=2), batch()
     variables = jax.jit(task.init)(jax.random.key(0))

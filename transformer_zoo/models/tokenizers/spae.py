@@ -3,7 +3,8 @@
 A VQGAN whose codes are the words of a language model: the table of its embeddings, frozen. Tokens stand in a pyramid,
 few at the top and many below, each layer refining the mean of those above (`layers/quantizers/pyramid.py`); a semantic
 loss draws the top layers to words that say what is seen, so that a language model which never saw a picture can read
-them. There is no public code; the formulas of averaging are those of the paper.
+them. There is no public code; the formulas of averaging are those of the paper. Latents have the mean length of words
+here, of which the paper says nothing: short ones all find the word that lies next to zero, and stay there.
 
 The paper finds words for a picture with CLIP. Here they are those of its caption, and where no table of a language
 model is given, the words' vectors come from how captions use them.
@@ -22,6 +23,7 @@ from transformer_zoo.data import sources
 from transformer_zoo.data.scenes import grammar
 from transformer_zoo.data.vocabulary import SPECIALS
 from transformer_zoo.layers.autoencoders import ConvolutionalDecoder, ConvolutionalEncoder
+from transformer_zoo.layers.norms import unit_length
 from transformer_zoo.layers.quantizers.interface import Quantized
 from transformer_zoo.layers.quantizers.pyramid import PyramidQuantizer, num_tokens
 from transformer_zoo.layers.quantizers.vector import squared_distances
@@ -152,6 +154,7 @@ class SPAE(Tokenizer):
     def encode(self, pixels: Array, *, train: bool = False) -> tuple[Quantized, dict[str, Any]]:
         """Codes, and 'latents', 'asked' (what every layer looked up), 'vocabulary' and 'encoder'."""
         latents, found = self.encoder(pixels)
+        latents = unit_length(latents, 1e-6) * self.latent_width**0.5
         codes, asked = self.quantizer.quantize(latents)
         vocabulary = self.quantizer.embedding.value
         return codes, {"latents": latents, "asked": asked, "vocabulary": vocabulary, "encoder": found}
