@@ -85,6 +85,8 @@ def test_every_transform_leaves_its_batch_and_other_fields_alone():
         given = video if name == "sample_frames" else batch
         if name == "shorten":
             given = batch | {"caption": np.tile([1, 2, 0, 0], (4, 1))}
+        if name == "scene_objects":
+            given = batch | {"boxes": np.zeros((4, 4, 4), np.uint8), "obj": np.zeros((4, 4, 3), np.uint8)}
         if name == "random_erasing":
             given = {"image": batch["image"].astype(np.float32)}
         ((_, step),) = transforms.chain([(name, options.get(name, {}))])
