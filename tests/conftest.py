@@ -1,5 +1,6 @@
 """Eight host devices in every test process; a test sees one of them unless it is marked `devices(8)`."""
 
+import importlib.util
 import os
 
 import jaxlib.version
@@ -8,8 +9,10 @@ import jaxlib.version
 COMMAND_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
 COMMAND_ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = ""  # and leave nothing in a home
 
-# Up to jaxlib 0.10 loops could be compiled by the older emitters: the same numbers, three times sooner.
-QUICK_COMPILER = " --xla_cpu_use_fusion_emitters=false" if jaxlib.version.__version_info__ < (0, 11) else ""
+# Up to jaxlib 0.10 loops could be compiled by the older emitters: the same numbers, three times sooner. What reads the
+# flag and does not know it ends the process, and libtpu reads it as well.
+OLDER_EMITTERS = jaxlib.version.__version_info__ < (0, 11) and not importlib.util.find_spec("libtpu")
+QUICK_COMPILER = " --xla_cpu_use_fusion_emitters=false" if OLDER_EMITTERS else ""
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + QUICK_COMPILER
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["NPROC"] = "32"  # threads for eight devices: with fewer, devices wait for each other's collectives for ever
