@@ -5,6 +5,7 @@
 Trains `tokenizer_tiny` first where there is none. Shows clips of every task in samples/, and their error where nothing
 was given beside the tokenizer's and that of the filled-in clip. `fixed_tiny` is the same with fixed conditions in place
 of COMMIT, `prefix_tiny` with conditions in front of the sequence; `prediction_tiny` trains one task alone.
+`digits_tiny` makes clips of a real handwritten digit that moves, from the digit and from first frames.
 
 `Ti`, `S`, `B`, `L`, `H`: the paper's sizes for UCF-101's classes, on a folder of clips of your own; `B_multi`,
 `L_multi`: eight tasks without classes, as for BAIR.
@@ -47,6 +48,8 @@ def get_config(variant="tiny"):
     config = base_config()
     if variant in TINY:
         return tiny(config, **TINY[variant])
+    if variant == "digits_tiny":
+        return digits_tiny(config)
     if variant in zoo.sizes("magvit") and not variant.startswith("tokenizer_"):
         return generator(config, variant)
     if variant == "tokenizer_tiny":
@@ -61,6 +64,7 @@ def get_config(variant="tiny"):
         "tiny",
         *zoo.sizes("magvit"),
         *[name for name in TINY if name != "tiny"],
+        "digits_tiny",
         "tokenizer_tiny",
         "tokenizer_tiny_digits",
     ]
@@ -72,11 +76,22 @@ def tiny(config, tasks, condition_mode="commit"):
     config.data.options.update({"fields": ("video",)})
     config.data.transforms = config.data.transforms[:1]
     del config.evaluators
+    return few_blocks(config, tasks, num_classes=8, condition_mode=condition_mode)
+
+
+def digits_tiny(config):
+    recipes.moving_digits(config, 8)
+    recipes.frozen_tokenizer(config, "configs/magvit.py:tokenizer_tiny_digits")
+    config.evaluators = {"samples": {"name": "digit_samples"}}
+    return few_blocks(config, ("full_generation", "frame_prediction"), num_classes=10)
+
+
+def few_blocks(config, tasks, num_classes, condition_mode="commit"):
     config.model = zoo.model_config(
         "magvit",
         grid=(4, 8, 8),
-        num_codes=1000,
-        num_classes=8,
+        num_codes=240,
+        num_classes=num_classes,
         depth=4,
         width=96,
         num_heads=3,
@@ -125,7 +140,7 @@ def tokenizer_tiny(config, channels):
         temporal_downsample=(True,),
         encoder_blocks=1,
         decoder_blocks=1,
-        levels=(8, 5, 5, 5),
+        levels=(8, 6, 5),
     )
     recipes.tokenizer_steps(config, 600, 2e-3)
     return config

@@ -60,8 +60,9 @@ def tiny(config, compression):
         "label_smoothing": 0.0,
     }
     config.sampling = {"steps": 12, "guidance_scale": 3.0, "choice_temperature": 2.0}
-    recipes.few_steps(config, 1000, batch_size=32)
-    config.eval.update({"every_steps": 500, "batch_size": 64})
+    recipes.few_steps(config, 3000, batch_size=32)
+    config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
+    config.eval.update({"every_steps": 1500, "batch_size": 64})
     return config
 
 

@@ -17,7 +17,8 @@ reconstructions in samples/, what a checker reads from either, and how the codes
 
 `tokenizer`, `tokenizer_BAIR`, `tokenizer_K600`: the paper's sizes, on a folder of clips of your own
 (--config.data.source=folder:/path/to/clips). They compare features of the network that `configs/vit.py:B16` trains,
-frame by frame, which therefore has to be trained first; the paper's perceptual loss on clips is left out.
+frame by frame, which therefore has to be trained first. `tokenizer_i3d` adds the paper's loss on features of whole
+clips, with I3D's weights in weights/i3d (see docs/published_weights.md).
 """
 
 from transformer_zoo import zoo
@@ -34,7 +35,7 @@ def get_config(variant="tiny"):
     if variant in TRANSFORMERS:
         return generator(config, variant)
     if variant in ("tokenizer_tiny", "tokenizer_tiny_frames"):
-        recipes.tokenizer_scenes(config, 9)
+        recipes.tokenizer_scenes(config, 9, object_weight=8.0)
         tokenizer_tiny(config, channels=3)
         if variant == "tokenizer_tiny_frames":
             config.model.update({"patch_frames": 1, "spatial_depth": 4, "temporal_depth": 0})
@@ -44,7 +45,9 @@ def get_config(variant="tiny"):
         return tokenizer_tiny(config, channels=1)
     if variant in zoo.sizes("phenaki"):
         return tokenizer(config, variant)
-    more = ["tokenizer_tiny", "tokenizer_tiny_digits", "tokenizer_tiny_frames"]
+    if variant == "tokenizer_i3d":
+        return tokenizer(config, "tokenizer", video_perceptual="weights/i3d")
+    more = ["tokenizer_i3d", "tokenizer_tiny", "tokenizer_tiny_digits", "tokenizer_tiny_frames"]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(['tiny', *zoo.sizes('phenaki'), *more])}")
 
 
@@ -112,18 +115,20 @@ def tokenizer_tiny(config, channels):
         temporal_depth=2,
         latent_width=8,
         num_codes=256,
+        dead_share=0.03,
         unroll=4,
     )
     recipes.tokenizer_steps(config, 800, 2e-3, warmup_steps=50)
     return config
 
 
-def tokenizer(config, size):
+def tokenizer(config, size, video_perceptual=""):
     config.model = zoo.model_config("phenaki", size)
     frames, side = config.model.num_frames, config.model.image_size[0]
     recipes.clips(config, frames=frames, size=side)
     discriminator = zoo.model_config("stylegan_discriminator", multipliers=(1, 1, 1, 1, 1))
-    recipes.vqgan(config, total_steps=1_000_000, discriminator=discriminator, batch_size=128, field="video")
+    shared = {"batch_size": 128, "field": "video", "video_perceptual": video_perceptual}
+    recipes.vqgan(config, total_steps=1_000_000, discriminator=discriminator, **shared)
     config.task.r1_weight = 0.0
     config.optimizer = {
         "name": "adamw",

@@ -39,10 +39,11 @@ def tiny(config, quantized_share):
     recipes.caption_scenes(config, "configs/put.py:tokenizer_tiny", low=-1.0)
     del config.evaluators
     config.model = zoo.model_config(
-        "put", grid=(8, 8), feature_width=64, num_codes=256, depth=4, width=96, num_heads=3, unroll=4
+        "put", grid=(8, 8), feature_width=32, num_codes=256, depth=4, width=96, num_heads=3, unroll=4
     )
     config.task = {"name": "inpainting_tokens", "quantized_share": quantized_share}
-    recipes.few_steps(config, 1000, batch_size=32)
+    recipes.few_steps(config, 2000, batch_size=32)
+    config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
     config.eval.update({"every_steps": 500, "batch_size": 64})
     return config
 
@@ -72,7 +73,7 @@ def tokenizer_tiny(config):
         "put_tokenizer",
         image_size=(32, 32),
         patch_size=4,
-        width=64,
+        width=32,
         num_blocks=2,
         num_codes=256,
         num_hole_codes=256,

@@ -1,12 +1,16 @@
 """What the readers see in scenes and digits that come back as they were, damaged, or exchanged."""
 
 import dataclasses
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from transformer_zoo.data import sources
 from transformer_zoo.evaluation import reading
+from transformer_zoo.task import Context, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,26 @@ def test_digits_are_read_in_every_frame():
     assert same["accuracy"] == same["accuracy_of_originals"] > 0.9
     assert same["accuracy_by_chance"] < 0.3
     assert figures(reader, fields, lambda pixels: 0 * pixels)["accuracy"] < 0.3
+
+
+def test_samples_are_judged_by_the_digit_asked_for_beside_the_ceiling_and_chance():
+    fields = read("moving_digits", 100, side=32, frames=4) | {"weight": np.ones(100, np.float32)}
+    copies = types.SimpleNamespace(
+        pixel_range=(0.0, 1.0),
+        calls=3,
+        generate=lambda variables, batch, key: 0 * batch["video"],
+        reconstruct=lambda variables, batch: batch["video"],
+    )
+    pixels = {"video": jnp.asarray(fields["video"], jnp.float32) / 255}
+    judge = reading.DigitSamples(task=copies)
+    arrays = jax.device_get(judge.compute(Variables({}), pixels, Context(jax.random.key(0), jnp.int32(0), train=False)))
+    state = judge.update(None, arrays, fields)
+    black = judge.result(state)
+    assert black.metrics["digit"] < 0.3 and black.metrics["ceiling_digit"] > 0.9 and black.metrics["calls"] == 3
+    assert black.clips["samples"].shape == (16, 4, 32, 32, 3)
+    assert black.texts["captions"][0] == f"a {fields['label'][0]}"
+    true = judge.result(judge.update(None, arrays | {"samples": arrays["reconstructions"]}, fields)).metrics
+    assert true["digit"] == true["ceiling_digit"] and true["chance_digit"] < 0.3
 
 
 def test_a_source_without_the_truth_is_refused():

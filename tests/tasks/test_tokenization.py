@@ -112,6 +112,27 @@ def test_lecam_keeps_averages_of_both_logits():
     assert float(aux.state["lecam"]["real"]) == pytest.approx(0.999 * 1.5 + 0.001 * real.mean(), rel=1e-6)
 
 
+class Moves(nn.Module):
+    """Pooled features are the means of the pixels and of their squares."""
+
+    @nn.compact
+    def __call__(self, pixels, *, train=False):
+        scale = self.param("scale", nn.initializers.ones, ())
+        means = [power.mean(axis=(1, 2, 3)) for power in (pixels, pixels**2)]
+        return scale, {"pooled": scale * jnp.stack(means, axis=-1)}
+
+
+def test_a_network_of_clips_compares_what_it_sees_in_them_as_a_whole():
+    task = Tokenization(Shift(), video_perceptual=Moves(), video_perceptual_weight=0.5)
+    assert jax.eval_shape(task.init, jax.random.key(0)).frozen["video_perceptual"]["params"]["scale"].shape == ()
+    variables = SHIFT.replace(frozen={"video_perceptual": {"params": {"scale": jnp.float32(3)}, "state": {}}})
+    value, aux = loss(task, variables=variables)
+    means = [[power.mean(axis=(1, 2, 3)) for power in (one, one**2)] for one in (PIXELS, np.minimum(PIXELS + 0.1, 1))]
+    expected = 0.5 * np.square(3 * np.subtract(*means)).mean()
+    assert float(aux.metrics["video_perceptual_loss"]) == pytest.approx(expected, rel=1e-4)
+    assert float(value) == pytest.approx(0.01 + 0.005 + expected, rel=1e-4)
+
+
 class Features(nn.Module):
     """Logits are sums of pixels; one level of the pixels and their squares."""
 

@@ -13,6 +13,7 @@ from transformer_zoo.data.digits import Digits
 from transformer_zoo.data.pictures import to_uint8
 from transformer_zoo.data.scenes import checker, clip_checker
 from transformer_zoo.evaluation import classifiers
+from transformer_zoo.evaluation.samples import Samples
 from transformer_zoo.task import Batch, Context, Evaluator, Result, Tree, Variables
 
 Scores = Mapping[str, float]
@@ -94,10 +95,28 @@ class DigitReading(Reading):
         return {"label": batch["label"]}
 
     def read(self, pictures: UInt8[np.ndarray, "batch *sides 3"], truth: Mapping[str, np.ndarray]) -> list[Scores]:
-        ink = pictures[..., 0].reshape(-1, *pictures.shape[-3:-1])
-        labels = np.repeat(truth["label"], len(ink) // len(pictures))
-        right = digit_classifier()(centred(ink)) == labels
-        return [{"accuracy": float(one)} for one in right]
+        right = digits_read(pictures) == truth["label"][:, None]
+        return [{"accuracy": float(one)} for one in right.ravel()]
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitSamples(Samples):
+    """Generated digits, or clips of one: the share of frames in which a classifier sees the digit asked for."""
+
+    def truth(self, batch: Batch) -> np.ndarray:
+        return batch["label"]
+
+    def judge(self, pixels: UInt8[np.ndarray, "batch *sides 3"], truth: np.ndarray) -> list[dict[str, float]]:
+        return [{"digit": float(share)} for share in (digits_read(pixels) == truth[:, None]).mean(axis=1)]
+
+    def texts(self, truth: np.ndarray) -> list[str]:
+        return [f"a {label}" for label in truth]
+
+
+def digits_read(pictures: UInt8[np.ndarray, "batch *sides 3"]) -> Int[np.ndarray, "batch frames"]:
+    """The digit that a classifier sees in every frame; a picture is one frame."""
+    ink = pictures[..., 0].reshape(-1, *pictures.shape[-3:-1])
+    return digit_classifier()(centred(ink)).reshape(len(pictures), -1)
 
 
 WINDOW = 10  # pixels around the middle of a digit's ink

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from transformer_zoo.data.scenes import clip_checker, grammar
-from transformer_zoo.evaluation.scenes import to_bytes
+from transformer_zoo.evaluation.samples import to_bytes
 from transformer_zoo.task import Batch, Context, Evaluator, Result, Tree, Variables
 
 # The ways an object may go, as words of a caption: turned about word by word, for stories that take a turn.

@@ -62,6 +62,7 @@ class Tokenization(Task):
         perceptual: gives (logits, aux with 'levels') of images; comes with its weights from what the config `requires`
             under this name, a run or a folder that `convert import` wrote, and judges frames one by one. None leaves
             its loss out.
+        video_perceptual: likewise of whole clips in [0, 1], gives (logits, aux with 'pooled'), such as I3D (Phenaki).
         field: of the batch that holds the pixels.
         pixel_loss: 'l1' or 'l2'.
         object_weight: of an object's pixels in it (`object_pixels`), where all others count 1.
@@ -70,6 +71,7 @@ class Tokenization(Task):
             any network's, or 'distance', what a network made for it says of pixels in [0, 1] (LPIPS itself).
         perceptual_mean, perceptual_std: taken off pixels in [0, 1], and divided by, as `perceptual` was trained, unless
             it gives a distance; it sees pictures of its own `image_size`, or as they are where that is None.
+        video_perceptual_weight: of the mean squared difference of the 'pooled' features of `video_perceptual`.
         adversarial_loss: one of `adversarial.LOSSES`.
         adversarial_weight: of the generator's part.
         adversarial_start: the step from which the discriminator trains and counts.
@@ -81,6 +83,7 @@ class Tokenization(Task):
     network: nn.Module
     discriminator: nn.Module | None = None
     perceptual: nn.Module | None = None
+    video_perceptual: nn.Module | None = None
     field: str = "image"
     pixel_loss: str = "l2"
     object_weight: float = 1.0
@@ -88,6 +91,7 @@ class Tokenization(Task):
     perceptual_features: str = "logits"
     perceptual_mean: tuple[float, ...] = (0.5,)
     perceptual_std: tuple[float, ...] = (0.5,)
+    video_perceptual_weight: float = 1.0
     adversarial_loss: str = "non_saturating"
     adversarial_weight: float = 0.1
     adversarial_start: int = 0
@@ -137,7 +141,9 @@ class Tokenization(Task):
         if self.perceptual is not None:
             shape = (1, *self._perceptual_size, self.network.channels)
             frozen = frozen_network(self.perceptual, jnp.zeros(shape))
-            variables = variables.replace(frozen={"perceptual": frozen})
+            variables.frozen["perceptual"] = frozen
+        if self.video_perceptual is not None:
+            variables.frozen["video_perceptual"] = frozen_network(self.video_perceptual, pixels)
         return variables
 
     def loss(self, variables: Variables, batch: Batch, ctx: Context) -> tuple[Float[Array, ""], Aux]:
@@ -172,6 +178,11 @@ class Tokenization(Task):
         if self.perceptual is not None:
             apart = self.perceptual_distances(variables, pixels, reconstruction)
             losses["perceptual"] = self.perceptual_weight * apart.mean()
+        if self.video_perceptual is not None:
+            network, frozen = self.video_perceptual, variables.frozen["video_perceptual"]
+            first, second = (apply_frozen(network, frozen, self.unit(clip))[1] for clip in (pixels, reconstruction))
+            apart = jnp.square(first["pooled"] - second["pooled"]).mean()
+            losses["video_perceptual"] = self.video_perceptual_weight * apart
         if self.discriminator is not None:
             fake = self._judge(variables, reconstruction)
             generator, _ = adversarial.LOSSES[self.adversarial_loss](fake, fake)

@@ -42,11 +42,16 @@ def tokenizer_scenes(config: Any, frames: int = 0, *, low: float = 0.0, object_w
 
 
 def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weight: float = 8.0) -> None:
-    """Moving digits of 32 x 32 pixels and one channel for a tokenizer of clips; a classifier reads them."""
-    config.data.update({"source": "moving_digits", "options": {"frames": frames, "side": 32}})
-    config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
+    """`moving_digits` for a tokenizer; a classifier reads them."""
+    moving_digits(config, frames, low=low)
     config.task = {"name": "tokenization", "field": "video", "object_weight": object_weight}
     config.evaluators = {"digits": {"name": "digit_reading"}}
+
+
+def moving_digits(config: Any, frames: int, *, low: float = 0.0) -> None:
+    """Clips of one moving digit, 32 x 32 pixels and one channel in [low, 1]."""
+    config.data.update({"source": "moving_digits", "options": {"frames": frames, "side": 32}})
+    config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
 
 
 def imagenet_pixels(config: Any, *, size: int, low: float = 0.0) -> None:
@@ -83,6 +88,7 @@ def vqgan(
     batch_size: int = 256,
     field: str = "image",
     perceptual: str = "configs/vit.py:B16",
+    video_perceptual: str = "",
 ) -> None:
     """How Google's VQGANs train: L2, features, a non-saturating discriminator with R1, and moving averages.
 
@@ -96,6 +102,7 @@ def vqgan(
         field: of the batch.
         perceptual: config of a classifier of images of the same size, or a folder of weights that `convert import`
             wrote; those of lpips go with `config.task.perceptual_features = "distance"`.
+        video_perceptual: folder of imported weights of a network of clips, I3D's, whose features are compared too.
     """
     tokenizer = config.model
     config.model = type(tokenizer)({"network": tokenizer, "discriminator": discriminator})
@@ -109,9 +116,11 @@ def vqgan(
         "adversarial_weight": 0.1,
         "r1_weight": 10.0,
     }
-    config.requires = {"perceptual": perceptual}
-    row = ("params/model/(.*)", r"frozen/perceptual/params/\1")
-    config.init_from = {"requires": "perceptual", "table": (row,)}
+    judges = {"perceptual": perceptual} | ({"video_perceptual": video_perceptual} if video_perceptual else {})
+    config.requires = judges
+    config.init_from = tuple(
+        {"requires": name, "table": (("(params|state)/model/(.*)", rf"frozen/{name}/\1/\2"),)} for name in judges
+    )
     config.total_steps, config.batch_size = total_steps, batch_size
     config.optimizer = {"name": "adamw", "learning_rate": 1e-4, "schedule": "constant", "b1": 0.0, "b2": 0.99}
     config.ema = {"decay": 0.999}

@@ -32,6 +32,7 @@ EVALUATORS = {
     "pixel_baseline": "transformer_zoo.evaluation.probes:PixelBaseline",
     "scene_reading": "transformer_zoo.evaluation.reading:SceneReading",
     "digit_reading": "transformer_zoo.evaluation.reading:DigitReading",
+    "digit_samples": "transformer_zoo.evaluation.reading:DigitSamples",
     "scene_frechet": "transformer_zoo.evaluation.frechet:SceneFrechet",
     "network_frechet": "transformer_zoo.evaluation.frechet:NetworkFrechet",
     "perceptual_distance": "transformer_zoo.evaluation.perceptual:PerceptualDistance",

@@ -233,6 +233,22 @@ def test_easy_clips_score_one_and_captions_of_others_near_chance():
     assert backwards["motion"] == pytest.approx(stays) and backwards["shape"] == 1
 
 
+def test_a_heading_forgives_places_read_one_pixel_off_and_a_direction_does_not():
+    right = np.stack([np.full(9, 12.0), np.arange(9.0)], axis=1)
+    for place in (right, right + np.eye(2)[0] * (np.arange(9) > 4)[:, None]):
+        track = clip_checker.Track(0, 0, 0, place)
+        assert clip_checker.heading(track, 32).tolist() == [0, 1]
+    assert clip_checker.direction(track).tolist() == [1, 1]
+    hidden = right.copy()
+    hidden[[0, 1, 8]] = np.nan
+    assert clip_checker.heading(track._replace(place=hidden), 32).tolist() == [0, 1]
+    assert clip_checker.heading(track._replace(place=right[::-1]), 32).tolist() == [0, -1]
+    assert clip_checker.heading(track._replace(place=np.full((9, 2), np.nan)), 32) is None
+    alone = clips(20, 64, easy=True)
+    scores = [clip_checker.score(video, program) for video, program in zip(alone.video, alone.program)]
+    assert all(score["direction"] == 1 for score in scores)
+
+
 @pytest.mark.parametrize(("side", "events"), [(32, 0.7), (64, 0.95)])
 def test_blur_leaves_the_player_and_most_events_readable(side, events):
     found = clips(40, side)

@@ -150,6 +150,20 @@ def direction(track: Track) -> Int[np.ndarray, "2"] | None:
     return clip.main_direction(steps[None])[0] if len(steps) else None
 
 
+def heading(track: Track, side: int) -> Int[np.ndarray, "2"] | None:
+    """Sign of the way (down, right) from where it is first seen to where it is last; None if it is never seen twice.
+
+    What moves a quarter of a pixel of 32 a frame or less is at rest. Unlike `direction`, a place that is read one
+    pixel off somewhere on the way changes nothing; an object that turns at a wall may have gone another way.
+    """
+    frames = np.flatnonzero(~np.isnan(track.place).any(axis=1))
+    if len(frames) < 2:
+        return None
+    first, last = frames[[0, -1]]
+    way = track.place[last] - track.place[first]
+    return np.where(np.abs(way) <= side / 128 * (last - first), 0, np.sign(way)).astype(np.int64)
+
+
 def identity(parsed: ParsedClip) -> float:
     """Share of objects that the next frame shows again in the same colour and shape."""
     kept = []
@@ -178,7 +192,8 @@ def score(
     Returns:
         `adherence` and `exact` over objects, motions, surroundings at the start, player and event (what the camera does
         is taken as given, and objects are counted by colour); `identity`; and the right share of what is stated:
-        `colour`, `shape`, `size`, `env`, `motion`, `player`, `event`, and of `action`, by displacement.
+        `colour`, `shape`, `size`, `env`, `motion`, `player`, `event`, and of `action`, by displacement. `direction`
+        judges motions by `heading`, which counts for nothing else.
     """
     frames, side = video.shape[:2]
     window = stated_windows(program, frames, side) if cam is None else windows_of(cam, side)
@@ -188,12 +203,16 @@ def score(
     truths, match = checker.best_match(parsed.frames[0]._replace(objects=objects), clauses, side)
     tracks = {one.colour: one for one in parsed.tracks}
     classes = actions(parsed)
-    truths |= {"motion": [], "player": [], "event": []}
+    truths |= {"motion": [], "direction": [], "player": [], "event": []}
     for kind, a, b, c in clauses:
         if kind == grammar.MOTION:
             found = match[a]
-            way = direction(tracks[found.colour]) if found else None
-            truths["motion"].append(way is not None and tuple(way + 1) == (b, c))
+            track = tracks[found.colour] if found else None
+            for name, way in (
+                ("motion", direction(track) if track else None),
+                ("direction", heading(track, side) if track else None),
+            ):
+                truths[name].append(way is not None and tuple(way + 1) == (b, c))
         elif kind == grammar.PLAYER:
             truths["player"].append(bool((classes >= 0).all()) and int(clip.player_kind(classes[None])[0]) == a)
         elif kind == grammar.EVENT:

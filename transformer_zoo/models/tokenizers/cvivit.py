@@ -21,7 +21,7 @@ from transformer_zoo.layers.blocks import Block, scan_blocks
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.patches import grid_of, patchify, unpatchify
 from transformer_zoo.layers.positions import LearnedPositions, sincos_1d
-from transformer_zoo.layers.quantizers.vector import VectorQuantizer
+from transformer_zoo.layers.quantizers.vector import CosineQuantizer, VectorQuantizer
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 
 Clip = Float[Array, "batch frames height width channels"]
@@ -164,6 +164,8 @@ class CViViT(Tokenizer):
         spatial_depth, temporal_depth: blocks of either transformer, in the encoder and in the decoder.
         latent_width, num_codes: shape of the codebook.
         commitment_weight, entropy_weight, entropy_temperature: see `VectorQuantizer`.
+        dead_share: where above 0, codes follow their latents and unused ones start anew, see `CosineQuantizer`; 0 has
+            them learn by gradients, as the paper says, which at small batches leaves all but two unused.
         remat, unroll: see `scan_blocks`.
         dtype: of the computation.
     """
@@ -183,6 +185,7 @@ class CViViT(Tokenizer):
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
     entropy_temperature: float = 0.01
+    dead_share: float = 0.0
     remat: str = "none"
     unroll: int = 1
     dtype: Any = None
@@ -216,12 +219,17 @@ class CViViT(Tokenizer):
             width=self.width, patch_size=self.patch_size, patch_frames=self.patch_frames, dtype=self.dtype
         )
         self.encoder = Encoder(transformer(False), latent_width=self.latent_width, **shared)
-        self.quantizer = VectorQuantizer(
-            self.num_codes,
-            self.latent_width,
-            self.commitment_weight,
-            entropy_weight=self.entropy_weight,
-            entropy_temperature=self.entropy_temperature,
-            cosine=True,
-        )
+        if self.dead_share:
+            self.quantizer: nn.Module = CosineQuantizer(
+                self.num_codes, self.latent_width, self.commitment_weight, decay=0.9, dead_share=self.dead_share
+            )
+        else:
+            self.quantizer = VectorQuantizer(
+                self.num_codes,
+                self.latent_width,
+                self.commitment_weight,
+                entropy_weight=self.entropy_weight,
+                entropy_temperature=self.entropy_temperature,
+                cosine=True,
+            )
         self.decoder = Decoder(transformer(True), channels=self.channels, **shared)
