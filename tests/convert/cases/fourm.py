@@ -31,11 +31,15 @@ TOKENIZER = dict(image_size=(4, 12), patch_size=(2, 4), channels=1, depth=2, wid
 TOKENIZER |= dict(latent_width=3, num_codes=5)
 VQ = TOKENIZER | dict(decoder_depth=1, decoder_width=4, decoder_num_heads=1)
 UNET = dict(decoder_patch_size=(2, 2), decoder_width=32, multipliers=(1, 2), num_blocks=2, attention_levels=(1,))
+UVIT = dict(decoder_kind="uvit", decoder_patch_size=(2, 2), decoder_width=32, multipliers=(1, 2), num_blocks=2)
+UVIT |= dict(middle_depth=2, middle_width=8, middle_num_heads=2, position_grid=(2, 3), image_size=(8, 16))
 VIT = dict(image_size=(8, 8), patch_size=(4, 4), width=8, depth=2, num_heads=2)
 CASES |= {
     ("vq", ""): FourMTokenizer(**VQ, out_channels=2, output_blocks=2),
     ("vq", "plain"): FourMTokenizer(**VQ, post_mlp=False),
     ("divae", ""): FourMDiVAE(**TOKENIZER, **UNET),
+    ("divae_uvit", ""): FourMDiVAE(**TOKENIZER | UVIT),
+    ("divae_uvit", "crossing"): FourMDiVAE(**TOKENIZER | UVIT, conditioning="cross_attention", halve_middle=False),
     ("memcodes", ""): FourMVectorTokenizer(
         channels=3, depth=2, width=6, expansion=1.5, latent_width=4, num_codes=5, num_heads=2
     ),

@@ -3,11 +3,17 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformer_zoo.convert.layouts.fourm import divae, model, schedules, tokenizers
+from transformer_zoo.convert.layouts.fourm import divae, model, schedules, tokenizers, uvit
 from transformer_zoo.models.multimodal.fourm.model import FourM
 from transformer_zoo.models.multimodal.fourm.vit import FourMViT
 
-LAYOUTS = {"reference": model.LAYOUT, "vit": model.VIT, "divae": divae.LAYOUT, **tokenizers.LAYOUTS}
+LAYOUTS = {
+    "reference": model.LAYOUT,
+    "vit": model.VIT,
+    "divae": divae.LAYOUT,
+    "divae_uvit": uvit.LAYOUT,
+    **tokenizers.LAYOUTS,
+}
 
 
 def example(network: Any) -> tuple[Any, ...]:
