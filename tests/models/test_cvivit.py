@@ -63,3 +63,21 @@ def test_the_tokens_are_those_of_the_paper():
     assert int(np.prod(CViViT().grid)) == 1536
     frames = functools.partial(CViViT, patch_frames=1)
     assert int(np.prod(frames(num_frames=10).grid)) == 2560
+
+
+def test_unused_codes_start_anew_where_asked():
+    network, clip = CLIPS.clone(dead_share=0.5), normal(3, 2, 5, 8, 12, 3)
+    variables = filled(network, 5, 8, 12, 3)
+    codes = jnp.eye(16, 4)  # all but four are the zero vector, which no latent is nearest to
+    variables = {**variables, "codebook": {"quantizer": {"embedding": codes, "usage": jnp.zeros(16)}}}
+
+    @jax.jit
+    def step(variables):
+        (_, aux), state = network.apply(
+            variables, clip, train=True, mutable=["codebook"], rngs={"dropout": jax.random.key(0)}
+        )
+        return aux["ids"], {**variables, **state}
+
+    before, variables = step(variables)
+    after, _ = step(variables)
+    assert len(np.unique(before)) <= 5 and len(np.unique(after)) >= 10
