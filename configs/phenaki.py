@@ -56,7 +56,7 @@ def tiny(config):
     config.model = zoo.model_config(
         "phenaki",
         grid=(5, 4, 4),
-        num_codes=512,
+        num_codes=1000,
         depth=4,
         width=96,
         num_heads=3,
@@ -114,9 +114,7 @@ def tokenizer_tiny(config, channels):
         num_heads=4,
         spatial_depth=2,
         temporal_depth=2,
-        latent_width=16,
-        num_codes=512,
-        dead_share=0.03,
+        levels=(8, 5, 5, 5),
         unroll=4,
     )
     recipes.tokenizer_steps(config, 1000, 2e-3, warmup_steps=50)

@@ -6,9 +6,11 @@ A transformer sees the tokens of one time step all to all, then one sees those o
 it the other way round. Codes are looked up by angle among vectors of few channels (ViT-VQGAN, arXiv 2110.04627).
 
 No official code is released; this is built from the paper. It leaves open, and here are: pre-norm blocks with GELU and
-biases, a LayerNorm after each transformer, learned positions in space, fixed sine-cosine positions in time.
+biases, a LayerNorm after each transformer, learned positions in space, fixed sine-cosine positions in time, and pixels
+in [-1, 1] before they become tokens.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +23,8 @@ from transformer_zoo.layers.blocks import Block, scan_blocks
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.patches import grid_of, patchify, unpatchify
 from transformer_zoo.layers.positions import LearnedPositions, sincos_1d
-from transformer_zoo.layers.quantizers.vector import CosineQuantizer, VectorQuantizer
+from transformer_zoo.layers.quantizers.scalar import FiniteScalarQuantizer
+from transformer_zoo.layers.quantizers.vector import VectorQuantizer
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 
 Clip = Float[Array, "batch frames height width channels"]
@@ -119,7 +122,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, clip: Clip) -> tuple[Float[Array, "batch times rows columns dim"], dict[str, Any]]:
         """Latents, and the 'tokens' that come out of the transformers."""
-        first, rest = to_patches(clip, self.patch_size, self.patch_frames)
+        first, rest = to_patches(2 * clip - 1, self.patch_size, self.patch_frames)  # a mean near 0 lets patches differ
         x = nn.Dense(self.width, dtype=self.dtype, name="first_frame")(first)
         later = nn.Dense(self.width, dtype=self.dtype, name="frames")(rest)
         tokens = self.transformer(jnp.concatenate([x, later], axis=1))
@@ -164,8 +167,7 @@ class CViViT(Tokenizer):
         spatial_depth, temporal_depth: blocks of either transformer, in the encoder and in the decoder.
         latent_width, num_codes: shape of the codebook.
         commitment_weight, entropy_weight, entropy_temperature: see `VectorQuantizer`.
-        dead_share: where above 0, codes follow their latents and unused ones start anew, see `CosineQuantizer`; 0 has
-            them learn by gradients, as the paper says, which at small batches leaves all but two unused.
+        levels: of a `FiniteScalarQuantizer` that takes the codebook's place: small data trains it sooner.
         remat, unroll: see `scan_blocks`.
         dtype: of the computation.
     """
@@ -185,7 +187,7 @@ class CViViT(Tokenizer):
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
     entropy_temperature: float = 0.01
-    dead_share: float = 0.0
+    levels: tuple[int, ...] = ()
     remat: str = "none"
     unroll: int = 1
     dtype: Any = None
@@ -198,7 +200,7 @@ class CViViT(Tokenizer):
     @property
     def codebook_size(self) -> int:
         """How many values an id has."""
-        return self.num_codes
+        return math.prod(self.levels) if self.levels else self.num_codes
 
     def setup(self) -> None:
         def transformer(time_first: bool) -> Factorised:
@@ -218,11 +220,10 @@ class CViViT(Tokenizer):
         shared: dict[str, Any] = dict(
             width=self.width, patch_size=self.patch_size, patch_frames=self.patch_frames, dtype=self.dtype
         )
-        self.encoder = Encoder(transformer(False), latent_width=self.latent_width, **shared)
-        if self.dead_share:
-            self.quantizer: nn.Module = CosineQuantizer(
-                self.num_codes, self.latent_width, self.commitment_weight, decay=0.9, dead_share=self.dead_share
-            )
+        latent_width = len(self.levels) or self.latent_width
+        self.encoder = Encoder(transformer(False), latent_width=latent_width, **shared)
+        if self.levels:
+            self.quantizer: nn.Module = FiniteScalarQuantizer(self.levels)
         else:
             self.quantizer = VectorQuantizer(
                 self.num_codes,
