@@ -35,7 +35,7 @@ def test_patches_hold_a_first_frame_and_then_groups():
 
 
 def test_a_later_frame_changes_no_earlier_token_and_no_earlier_pixel():
-    clip = normal(5, 1, 5, 8, 12, 3)
+    clip = 0.5 + normal(5, 1, 5, 8, 12, 3) / 2
     latents, ids, reconstruction, again = there_and_back(clip)
     assert ids.shape == (1, *CLIPS.grid) == (1, 3, 2, 3) and len(np.unique(ids)) > 3
     np.testing.assert_allclose(again, reconstruction, rtol=1e-4, atol=1e-5)
@@ -47,14 +47,14 @@ def test_a_later_frame_changes_no_earlier_token_and_no_earlier_pixel():
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_shorter_clips_and_images_are_the_first_frames_of_a_clip(frames):
-    clip = normal(5, 1, 5, 8, 12, 3)
+    clip = 0.5 + normal(5, 1, 5, 8, 12, 3) / 2
     whole, part = there_and_back(clip), there_and_back(clip[:, :frames])
     np.testing.assert_array_equal(part[1], whole[1][:, : 1 + (frames - 1) // 2])
     np.testing.assert_allclose(part[2], whole[2][:, :frames], rtol=1e-4, atol=1e-4)
 
 
 def test_places_see_each_other_within_a_time_step():
-    clip = normal(5, 1, 5, 8, 12, 3)
+    clip = 0.5 + normal(5, 1, 5, 8, 12, 3) / 2
     before, after = there_and_back(clip)[0], there_and_back(clip.at[:, 0, 0, 0].add(3.0))[0]
     assert jnp.abs(after[:, 0, 1, 2] - before[:, 0, 1, 2]).max() > 1e-3
 
@@ -66,7 +66,7 @@ def test_the_tokens_are_those_of_the_paper():
 
 
 def test_levels_take_the_place_of_the_codebook():
-    network, clip = CLIPS.clone(levels=(4, 3, 2)), normal(3, 2, 5, 8, 12, 3)
+    network, clip = CLIPS.clone(levels=(4, 3, 2)), 0.5 + normal(3, 2, 5, 8, 12, 3) / 2
     assert network.codebook_size == 24 and CLIPS.codebook_size == 16
     variables = filled(network, 5, 8, 12, 3)
     assert "quantizer" not in variables["params"] and variables["params"]["encoder"]["head"]["kernel"].shape == (12, 3)
