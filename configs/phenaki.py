@@ -10,7 +10,7 @@ on from its last five frames with the caption of the opposite way.
 (field `caption` [128, 4096]), which `python -m transformer_zoo.zoo.text_features` computes once from captions beside
 the clips (--config.data.options.features=DIR). `BAIR`: the one without text for 64 pixels.
 
-`tokenizer_tiny`: C-ViViT on the same clips, 9 x 32 x 32 pixels to 5 x 4 x 4 tokens. Shows originals above their
+`tokenizer_tiny`: C-ViViT on the same clips, 9 x 32 x 32 pixels to 5 x 8 x 8 tokens. Shows originals above their
 reconstructions in samples/, what a checker reads from either, and how the codes are used.
 `tokenizer_tiny_digits` does the same on real handwritten digits that move, which a classifier reads.
 `tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what C-ViViT is compared with.
@@ -55,8 +55,8 @@ def tiny(config):
     recipes.caption_scenes(config, "configs/phenaki.py:tokenizer_tiny", 9)
     config.model = zoo.model_config(
         "phenaki",
-        grid=(5, 4, 4),
-        num_codes=1000,
+        grid=(5, 8, 8),
+        num_codes=240,
         depth=4,
         width=96,
         num_heads=3,
@@ -71,9 +71,9 @@ def tiny(config):
     config.task = {"name": "phenaki_tokens", "still_share": 0.2}
     config.sampling = {"steps": 12, "guidance_scale": 3.0, "choice_temperature": 2.0}
     config.evaluators.stories = {"name": "scene_stories"}
-    recipes.few_steps(config, 1500, batch_size=32)
+    recipes.few_steps(config, 1500, batch_size=16)
     config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 750, "batch_size": 64})
+    config.eval.update({"every_steps": 500, "batch_size": 32})
     return config
 
 
@@ -109,16 +109,15 @@ def tokenizer_tiny(config, channels):
         num_frames=9,
         image_size=(32, 32),
         channels=channels,
-        patch_size=(8, 8),
-        width=128,
-        num_heads=4,
+        patch_size=(4, 4),
+        width=96,
+        num_heads=3,
         spatial_depth=2,
         temporal_depth=2,
-        levels=(8, 5, 5, 5),
+        levels=(8, 6, 5),
         unroll=4,
     )
-    recipes.tokenizer_steps(config, 1000, 2e-3, warmup_steps=50)
-    config.batch_size = 16
+    recipes.tokenizer_steps(config, 800, 2e-3, warmup_steps=50)
     return config
 
 
