@@ -56,7 +56,7 @@ def tiny(config):
     config.model = zoo.model_config(
         "phenaki",
         grid=(5, 8, 8),
-        num_codes=240,
+        num_codes=256,
         depth=4,
         width=96,
         num_heads=3,
@@ -114,7 +114,9 @@ def tokenizer_tiny(config, channels):
         num_heads=3,
         spatial_depth=2,
         temporal_depth=2,
-        levels=(8, 6, 5),
+        latent_width=8,
+        num_codes=256,
+        dead_share=0.03,
         unroll=4,
     )
     recipes.tokenizer_steps(config, 800, 2e-3, warmup_steps=50)

@@ -10,7 +10,6 @@ biases, a LayerNorm after each transformer, learned positions in space, fixed si
 in [-1, 1] before they become tokens.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +22,7 @@ from transformer_zoo.layers.blocks import Block, scan_blocks
 from transformer_zoo.layers.norms import layer_norm
 from transformer_zoo.layers.patches import grid_of, patchify, unpatchify
 from transformer_zoo.layers.positions import LearnedPositions, sincos_1d
-from transformer_zoo.layers.quantizers.scalar import FiniteScalarQuantizer
-from transformer_zoo.layers.quantizers.vector import VectorQuantizer
+from transformer_zoo.layers.quantizers.vector import CosineQuantizer, VectorQuantizer
 from transformer_zoo.models.tokenizers.tokenizer import Tokenizer
 
 Clip = Float[Array, "batch frames height width channels"]
@@ -167,7 +165,8 @@ class CViViT(Tokenizer):
         spatial_depth, temporal_depth: blocks of either transformer, in the encoder and in the decoder.
         latent_width, num_codes: shape of the codebook.
         commitment_weight, entropy_weight, entropy_temperature: see `VectorQuantizer`.
-        levels: of a `FiniteScalarQuantizer` that takes the codebook's place: small data trains it sooner.
+        dead_share: where above 0, codes follow their latents and unused ones start anew, see `CosineQuantizer`; 0 has
+            them learn by gradients, as the paper says.
         remat, unroll: see `scan_blocks`.
         dtype: of the computation.
     """
@@ -187,7 +186,7 @@ class CViViT(Tokenizer):
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
     entropy_temperature: float = 0.01
-    levels: tuple[int, ...] = ()
+    dead_share: float = 0.0
     remat: str = "none"
     unroll: int = 1
     dtype: Any = None
@@ -200,7 +199,7 @@ class CViViT(Tokenizer):
     @property
     def codebook_size(self) -> int:
         """How many values an id has."""
-        return math.prod(self.levels) if self.levels else self.num_codes
+        return self.num_codes
 
     def setup(self) -> None:
         def transformer(time_first: bool) -> Factorised:
@@ -220,10 +219,11 @@ class CViViT(Tokenizer):
         shared: dict[str, Any] = dict(
             width=self.width, patch_size=self.patch_size, patch_frames=self.patch_frames, dtype=self.dtype
         )
-        latent_width = len(self.levels) or self.latent_width
-        self.encoder = Encoder(transformer(False), latent_width=latent_width, **shared)
-        if self.levels:
-            self.quantizer: nn.Module = FiniteScalarQuantizer(self.levels)
+        self.encoder = Encoder(transformer(False), latent_width=self.latent_width, **shared)
+        if self.dead_share:
+            self.quantizer: nn.Module = CosineQuantizer(
+                self.num_codes, self.latent_width, self.commitment_weight, decay=0.9, dead_share=self.dead_share
+            )
         else:
             self.quantizer = VectorQuantizer(
                 self.num_codes,
