@@ -4,7 +4,8 @@
 
 Trains `tokenizer_tiny` first where there is none. Shows clips of every task in samples/, and their error where nothing
 was given beside the tokenizer's and that of the filled-in clip. 500 seconds on one core behind the tokenizer; frames
-predicted from two came to an error of 0.009 (0.016 where the last given one is repeated, 0.005 of the tokenizer).
+predicted from two came to an error of 0.009 (0.016 where the last given one is repeated, 0.005 of the tokenizer); seen
+in the pictures, objects go on for some frames and then fade, and from a class alone most clips lose theirs.
 `fixed_tiny` is the same with fixed conditions in place of COMMIT, `prefix_tiny` with conditions in front of the
 sequence; `prediction_tiny` trains one task alone. `digits_tiny` makes clips of a real handwritten digit that moves,
 from the digit and from first frames.
