@@ -11,8 +11,10 @@ on from its last five frames with the caption of the opposite way.
 the clips (--config.data.options.features=DIR). `BAIR`: the one without text for 64 pixels.
 
 `tokenizer_tiny`: C-ViViT on the same clips, 9 x 32 x 32 pixels to 5 x 8 x 8 tokens. Shows originals above their
-reconstructions in samples/, what a checker reads from either, and how the codes are used.
-`tokenizer_tiny_digits` does the same on real handwritten digits that move, which a classifier reads.
+reconstructions in samples/, what a checker reads from either, and how the codes are used. 460 seconds on one core; it
+came to 22.9 dB on objects, colours and the way they go read at 1.0 and a perplexity of 120 codes, with shapes still
+blunt (0.23); after 200 of its 800 steps it had 20.2 dB, colours and ways at 0.98. `tokenizer_tiny_digits` does the
+same on real handwritten digits that move, which a classifier reads.
 `tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what C-ViViT is compared with.
 
 `tokenizer`, `tokenizer_BAIR`, `tokenizer_K600`: the paper's sizes, on a folder of clips of your own
