@@ -4,7 +4,9 @@
 
 Trains `tokenizer_tiny` first where there is none. Shows clips with their captions in samples/, and what a checker reads
 from them beside what it reads from the tokenizer's reconstructions and what other captions would be given; a story goes
-on from its last five frames with the caption of the opposite way.
+on from its last five frames with the caption of the opposite way. 1,010 seconds on one core behind the tokenizer; it
+came to the right colour in 0.78 (reconstructions 1.0, other captions 0.14), but its clips do not hold together yet: one
+coherent object in all frames in 0.02 (0.78), the right way in 0.14 (1.0, by chance 0.11), after 24,000 clips.
 
 `T2V`, `NUWA`: the paper's text-to-video models, on a folder of clips of your own with features of T5-XXL's encoder
 (field `caption` [128, 4096]), which `python -m transformer_zoo.zoo.text_features` computes once from captions beside
