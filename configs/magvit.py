@@ -87,7 +87,7 @@ def tiny(config, tasks, condition_mode="commit"):
 def digits_tiny(config):
     recipes.moving_digits(config, 8)
     recipes.frozen_tokenizer(config, "configs/magvit.py:tokenizer_tiny_digits")
-    config.evaluators = {"samples": {"name": "digit_samples"}}
+    config.evaluators = {"samples": {"name": "digit_samples", "scale": 2}}
     return few_blocks(config, ("full_generation", "frame_prediction"), num_classes=10)
 
 

@@ -20,7 +20,7 @@ def places(source, batch):
     for clip, (frames, image) in enumerate(zip(batch["video"][..., 0], images)):
         for number, frame in enumerate(frames):
             assert frame.sum() == image.sum()
-            windows = np.lib.stride_tricks.sliding_window_view(frame, (8, 8))
+            windows = np.lib.stride_tricks.sliding_window_view(frame, image.shape)
             (place,) = np.argwhere((windows == image).all(axis=(2, 3)))
             found[clip, number] = place
     return found
@@ -38,8 +38,10 @@ def test_without_walls_a_digit_goes_where_its_caption_says():
         assert [WORDS[word] for word in caption if word] == [*text.split(), "<eos>"]
 
 
-def test_at_a_wall_a_digit_turns():
-    source = MovingDigits("val", frames=9, side=14, speed=1)
+@pytest.mark.parametrize(("side", "scale"), [(14, 1), (22, 2)])
+def test_at_a_wall_a_digit_turns(side, scale):
+    source = MovingDigits("val", frames=9, side=side, speed=1, scale=scale)
+    np.testing.assert_array_equal(source.digits[0][:, ::scale, scale - 1 :: scale], Digits("val").records[0])
     batch = read(source)
     moved = np.diff(places(source, batch), axis=1)
     assert set(np.unique(moved)) == {-1, 0, 1}

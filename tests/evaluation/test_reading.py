@@ -50,9 +50,10 @@ def test_scenes_are_read_as_they_are_and_chance_is_low(name, options, kinds):
         assert grey[kind] == 0 and grey[f"{kind}_of_originals"] == 1
 
 
-def test_digits_are_read_in_every_frame():
-    fields = read("moving_digits", 100, side=32, frames=4)
-    reader = reading.DigitReading(task=Damaged("video"))
+@pytest.mark.parametrize("scale", [1, 2])
+def test_digits_are_read_in_every_frame(scale):
+    fields = read("moving_digits", 100, side=32, frames=4, scale=scale)
+    reader = reading.DigitReading(task=Damaged("video"), scale=scale)
     same = figures(reader, fields, lambda pixels: pixels)
     assert same["accuracy"] == same["accuracy_of_originals"] > 0.9
     assert same["accuracy_by_chance"] < 0.3
@@ -60,7 +61,7 @@ def test_digits_are_read_in_every_frame():
 
 
 def test_samples_are_judged_by_the_digit_asked_for_beside_the_ceiling_and_chance():
-    fields = read("moving_digits", 100, side=32, frames=4) | {"weight": np.ones(100, np.float32)}
+    fields = read("moving_digits", 100, side=32, frames=4, scale=2) | {"weight": np.ones(100, np.float32)}
     copies = types.SimpleNamespace(
         pixel_range=(0.0, 1.0),
         calls=3,
@@ -68,7 +69,7 @@ def test_samples_are_judged_by_the_digit_asked_for_beside_the_ceiling_and_chance
         reconstruct=lambda variables, batch: batch["video"],
     )
     pixels = {"video": jnp.asarray(fields["video"], jnp.float32) / 255}
-    judge = reading.DigitSamples(task=copies)
+    judge = reading.DigitSamples(task=copies, scale=2)
     arrays = jax.device_get(judge.compute(Variables({}), pixels, Context(jax.random.key(0), jnp.int32(0), train=False)))
     state = judge.update(None, arrays, fields)
     black = judge.result(state)

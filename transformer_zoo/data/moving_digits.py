@@ -41,11 +41,12 @@ class MovingDigits:
     Attributes:
         split: 'train', 'val' or 'test'.
         frames: of a clip.
-        side: of the canvas in pixels, at least 8.
+        side: of the canvas in pixels, more than a digit has, which is 8 times `scale`.
         num_digits: on one canvas; where they overlap the brighter pixel shows.
         speed: pixels a frame, along both axes where a digit moves diagonally.
         bounce: whether digits turn at the walls, in the second half of a clip where the canvas allows; if not, they
             start where the whole way lies on the canvas.
+        scale: pixels a side of each of a digit's 8 x 8.
     """
 
     about: ClassVar[str] = (
@@ -58,12 +59,14 @@ class MovingDigits:
     num_digits: int = 1
     speed: int = 2
     bounce: bool = True
+    scale: int = 1
 
     def __post_init__(self) -> None:
-        for field, least in {"frames": 1, "side": DIGIT + 1, "num_digits": 1, "speed": 0}.items():
+        least_of = {"frames": 1, "scale": 1, "side": self.digit_side + 1, "num_digits": 1, "speed": 0}
+        for field, least in least_of.items():
             if getattr(self, field) < least:
                 raise ValueError(f"data.options.{field} is {getattr(self, field)}, but must be at least {least}")
-        room, steps = self.side - DIGIT, self.frames - 1
+        room, steps = self.side - self.digit_side, self.frames - 1
         if not self.bounce and self.speed * steps > room:
             raise ValueError(
                 f"data.options.speed {self.speed} over {self.frames} frames goes {self.speed * steps} pixels, but a "
@@ -71,10 +74,16 @@ class MovingDigits:
             )
         digits.Digits(self.split)  # checks the split
 
+    @property
+    def digit_side(self) -> int:
+        """Of a digit, in pixels."""
+        return DIGIT * self.scale
+
     @functools.cached_property
     def digits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [count, 8, 8] and labels int32 [count] of this split."""
-        return digits.Digits(self.split).records
+        """Images uint8 [count, digit_side, digit_side] and labels int32 [count] of this split."""
+        images, labels = digits.Digits(self.split).records
+        return images.repeat(self.scale, axis=1).repeat(self.scale, axis=2), labels
 
     def __len__(self) -> int:
         return len(self.digits[1])
@@ -92,7 +101,7 @@ class MovingDigits:
             chosen = indices if number == 0 else draws.integers(seeds, slot, len(labels))
             going[:, number] = draws.integers(seeds, slot + 1, len(DIRECTIONS))
             tops, lefts = self._path(going[:, number], seeds, slot + 2)  # each [batch, frames]
-            within = (np.arange(DIGIT)[:, None] * side + np.arange(DIGIT)).ravel()
+            within = (np.arange(self.digit_side)[:, None] * side + np.arange(self.digit_side)).ravel()
             pixels = (tops * side + lefts)[:, :, None] + within
             ink = images[chosen].reshape(batch, 1, -1)
             video[clip, frame, pixels] = np.maximum(video[clip, frame, pixels], ink)
@@ -109,7 +118,7 @@ class MovingDigits:
 
     def _path(self, going: np.ndarray, seeds: np.ndarray, slot: int) -> tuple[np.ndarray, np.ndarray]:
         """Top and left pixels [batch, frames] of one digit that sets out in the directions `going` [batch]."""
-        room, steps = self.side - DIGIT, np.arange(self.frames)
+        room, steps = self.side - self.digit_side, np.arange(self.frames)
         # Before a wall comes at least half of the clip, where the canvas allows: else captions would not tell true.
         way = min(room, self.speed * (self.frames // 2 if self.bounce else self.frames - 1))
         places = []

@@ -87,7 +87,13 @@ class SceneReading(Reading):
 
 @dataclasses.dataclass(frozen=True)
 class DigitReading(Reading):
-    """Which digit a classifier sees, frame by frame: `accuracy`. Its source shows one digit a picture (`label`)."""
+    """Which digit a classifier sees, frame by frame: `accuracy`. Its source shows one digit a picture (`label`).
+
+    Attributes:
+        scale: of the source's digits.
+    """
+
+    scale: int = 1
 
     def truth(self, batch: Batch) -> dict[str, np.ndarray]:
         if "label" not in batch:
@@ -95,27 +101,35 @@ class DigitReading(Reading):
         return {"label": batch["label"]}
 
     def read(self, pictures: UInt8[np.ndarray, "batch *sides 3"], truth: Mapping[str, np.ndarray]) -> list[Scores]:
-        right = digits_read(pictures) == truth["label"][:, None]
+        right = digits_read(pictures, self.scale) == truth["label"][:, None]
         return [{"accuracy": float(one)} for one in right.ravel()]
 
 
 @dataclasses.dataclass(frozen=True)
 class DigitSamples(Samples):
-    """Generated digits, or clips of one: the share of frames in which a classifier sees the digit asked for."""
+    """Generated digits, or clips of one: the share of frames in which a classifier sees the digit asked for.
+
+    Attributes:
+        scale: of the source's digits.
+    """
+
+    scale: int = 1
 
     def truth(self, batch: Batch) -> np.ndarray:
         return batch["label"]
 
     def judge(self, pixels: UInt8[np.ndarray, "batch *sides 3"], truth: np.ndarray) -> list[dict[str, float]]:
-        return [{"digit": float(share)} for share in (digits_read(pixels) == truth[:, None]).mean(axis=1)]
+        right = digits_read(pixels, self.scale) == truth[:, None]
+        return [{"digit": float(share)} for share in right.mean(axis=1)]
 
     def texts(self, truth: np.ndarray) -> list[str]:
         return [f"a {label}" for label in truth]
 
 
-def digits_read(pictures: UInt8[np.ndarray, "batch *sides 3"]) -> Int[np.ndarray, "batch frames"]:
-    """The digit that a classifier sees in every frame; a picture is one frame."""
-    ink = pictures[..., 0].reshape(-1, *pictures.shape[-3:-1])
+def digits_read(pictures: UInt8[np.ndarray, "batch *sides 3"], scale: int = 1) -> Int[np.ndarray, "batch frames"]:
+    """The digit that a classifier sees in every frame, of which it takes every `scale`-th pixel; a picture is a frame."""
+    ink = pictures[..., ::scale, ::scale, 0]
+    ink = ink.reshape(-1, *ink.shape[-2:])
     return digit_classifier()(centred(ink)).reshape(len(pictures), -1)
 
 

@@ -45,12 +45,12 @@ def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weigh
     """`moving_digits` for a tokenizer; a classifier reads them."""
     moving_digits(config, frames, low=low)
     config.task = {"name": "tokenization", "field": "video", "object_weight": object_weight}
-    config.evaluators = {"digits": {"name": "digit_reading"}}
+    config.evaluators = {"digits": {"name": "digit_reading", "scale": 2}}
 
 
 def moving_digits(config: Any, frames: int, *, low: float = 0.0) -> None:
-    """Clips of one moving digit, 32 x 32 pixels and one channel in [low, 1]."""
-    config.data.update({"source": "moving_digits", "options": {"frames": frames, "side": 32}})
+    """Clips of one moving digit of 16 x 16 pixels, 32 x 32 pixels and one channel in [low, 1]."""
+    config.data.update({"source": "moving_digits", "options": {"frames": frames, "side": 32, "scale": 2}})
     config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
 
 
