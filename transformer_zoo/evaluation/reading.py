@@ -127,7 +127,7 @@ class DigitSamples(Samples):
 
 
 def digits_read(pictures: UInt8[np.ndarray, "batch *sides 3"], scale: int = 1) -> Int[np.ndarray, "batch frames"]:
-    """The digit that a classifier sees in every frame, of which it takes every `scale`-th pixel; a picture is a frame."""
+    """The digit that a classifier sees in every `scale`-th pixel of every frame; a picture is one frame."""
     ink = pictures[..., ::scale, ::scale, 0]
     ink = ink.reshape(-1, *ink.shape[-2:])
     return digit_classifier()(centred(ink)).reshape(len(pictures), -1)
