@@ -39,7 +39,7 @@ class Samples(Evaluator):
 
     @abc.abstractmethod
     def truth(self, batch: Batch) -> np.ndarray:
-        """What the samples are asked to show, [batch, ...]. Raises ValueError where the batch does not say."""
+        """What the samples are asked to show, [batch, ...], from the field that the task is conditioned on."""
 
     @abc.abstractmethod
     def judge(self, pixels: UInt8[np.ndarray, "batch *sides 3"], truth: np.ndarray) -> list[dict[str, float]]:

@@ -165,8 +165,8 @@ class CViViT(Tokenizer):
         spatial_depth, temporal_depth: blocks of either transformer, in the encoder and in the decoder.
         latent_width, num_codes: shape of the codebook.
         commitment_weight, entropy_weight, entropy_temperature: see `VectorQuantizer`.
-        dead_share: where above 0, codes follow their latents and unused ones start anew, see `CosineQuantizer`; 0 has
-            them learn by gradients, as the paper says.
+        dead_share: where above 0, codes follow their latents (averages of 0.9, no entropy) and unused ones start anew,
+            see `CosineQuantizer`; 0 has them learn by gradients, as the paper says.
         remat, unroll: see `scan_blocks`.
         dtype: of the computation.
     """
