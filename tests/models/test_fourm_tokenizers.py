@@ -11,7 +11,7 @@ from transformer_zoo.models.multimodal.fourm.embeddings import Tokens
 from transformer_zoo.models.multimodal.fourm.features import features_of
 from transformer_zoo.models.multimodal.fourm.model import FourM
 from transformer_zoo.models.multimodal.fourm.task import FourMTask
-from transformer_zoo.models.multimodal.fourm.tokenization import FourMDiffusion, FourMTokenization
+from transformer_zoo.models.multimodal.fourm.tokenization import FourMDiffusion, FourMTokenization, MapReconstruction
 from transformer_zoo.models.multimodal.fourm.tokenizers import FourMTokenizer, FourMVectorTokenizer
 from transformer_zoo.models.multimodal.fourm.unet import repeat_to
 from transformer_zoo.models.multimodal.fourm.uvit import UViT
@@ -62,6 +62,21 @@ def test_features_have_two_errors(loss, error):
     task = FourMTokenization(FourMVectorTokenizer(channels=4), feature_loss=loss)
     found = task.pixel_errors(jnp.full((2, 4), 0.5), jnp.full((2, 4), 1.0))
     assert float(found.mean()) == pytest.approx(error, abs=1e-6)
+
+
+def test_what_is_compared_by_angle_is_judged_by_angle():
+    network = FourMVectorTokenizer(channels=2, num_codes=7)
+    judge = MapReconstruction(task=FourMTokenization(network, feature_loss="cosine"))
+    ids = np.zeros((3, network.num_codebooks), int)
+    found = np.asarray([[1.0, 0.0], [0.0, 5.0], [9.0, 9.0]])
+    values = np.asarray([[2.0, 0.0], [1.0, 1.0], [9.0, 9.0]])
+    arrays = {"ids": ids, "found": found, "values": values}
+    states = [judge.update(None, arrays, {"weight": np.asarray(weight)}) for weight in ([1, 1, 0], [0, 0, 1])]
+    metrics = judge.result(judge.merge(*states)).metrics
+    assert metrics["cosine"] == pytest.approx((1 + np.sqrt(0.5) + 1) / 3)
+    # Two vectors at 45 degrees and one on the axis: the length of their mean.
+    assert metrics["mean_cosine"] == pytest.approx(np.hypot(1 + 2 * np.sqrt(0.5), 2 * np.sqrt(0.5)) / 3)
+    assert "rmse" not in metrics
 
 
 def test_unknown_kinds_give_the_nearest():

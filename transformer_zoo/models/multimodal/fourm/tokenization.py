@@ -97,8 +97,8 @@ class FourMTokenization(Tokenization):
 class MapReconstruction(Evaluator):
     """How much of maps survives, beside the best guess that looks at nothing, and how the codes are used.
 
-    Of classes and masks 'accuracy' and 'most_frequent_accuracy'; else 'rmse' and 'mean_rmse', the deviation from each
-    place's mean.
+    Of classes and masks 'accuracy' and 'most_frequent_accuracy'; of features that are compared by angle 'cosine', and
+    'mean_cosine' with each place's mean direction; else 'rmse' and 'mean_rmse', the deviation from each place's mean.
     """
 
     task: FourMTokenization | None = None
@@ -118,6 +118,10 @@ class MapReconstruction(Evaluator):
         if network.reads in ("classes", "mask"):
             new |= {"right": (found == values).sum(), "count": values.size}
             new["classes"] = np.bincount(values.ravel(), minlength=max(network.channels, 2))
+        elif network.reads == "features" and self.task.feature_loss == "cosine":
+            found, values = (one / np.linalg.norm(one, axis=-1, keepdims=True) for one in (found, values))
+            new |= {"cosines": (found * values).sum(axis=-1).sum(axis=0), "directions": values.sum(axis=0)}
+            new["samples"] = len(values)
         else:
             new |= {"error": np.square(found - values).sum(), "count": values.size, "samples": len(values)}
             new |= {"sum": values.sum(axis=0), "squares": np.square(values.astype(np.float64)).sum()}
@@ -125,12 +129,17 @@ class MapReconstruction(Evaluator):
 
     def result(self, state: dict) -> Result:
         metrics = codebook_usage(state["codes"])
-        count = state["count"]
         if "right" in state:
-            metrics["accuracy"] = float(state["right"] / count)
-            metrics["most_frequent_accuracy"] = float(state["classes"].max() / count)
+            metrics["accuracy"] = float(state["right"] / state["count"])
+            metrics["most_frequent_accuracy"] = float(state["classes"].max() / state["count"])
+            return Result(metrics)
+        if "cosines" in state:
+            metrics["cosine"] = float(np.mean(state["cosines"] / state["samples"]))
+            # The mean cosine with the mean direction is the length of the mean of unit vectors.
+            metrics["mean_cosine"] = float(np.linalg.norm(state["directions"] / state["samples"], axis=-1).mean())
             return Result(metrics)
         spread = state["squares"] - np.square(state["sum"]).sum() / state["samples"]
+        count = state["count"]
         metrics["rmse"] = float(np.sqrt(state["error"] / count))
         metrics["mean_rmse"] = float(np.sqrt(max(spread, 0.0) / count))
         return Result(metrics)
