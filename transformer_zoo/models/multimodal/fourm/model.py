@@ -335,8 +335,8 @@ def _fields(slots: Slots) -> tuple[Any, ...]:
     return slots.tokens, slots.positions, slots.filled, slots.modality, slots.place
 
 
-class Encoder(nn.Module):
-    """Blocks of self-attention over all filled slots, and a last LayerNorm."""
+class Stack(nn.Module):
+    """What encoder and decoder are told: see `Block`, `hidden` the width of the MLPs, and `scan_blocks`."""
 
     depth: int
     num_heads: int
@@ -351,6 +351,10 @@ class Encoder(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: Any = None
+
+
+class Encoder(Stack):
+    """Blocks of self-attention over all filled slots, and a last LayerNorm."""
 
     @nn.compact
     def __call__(
@@ -362,22 +366,8 @@ class Encoder(nn.Module):
         return layer_norm(self.norm_epsilon, self.dtype, "norm", use_bias=self.use_bias)(x), levels
 
 
-class Decoder(nn.Module):
+class Decoder(Stack):
     """Blocks of self-attention among targets and cross-attention to the context, and a last LayerNorm."""
-
-    depth: int
-    num_heads: int
-    hidden: int
-    activation: str = "silu"
-    gated: bool = True
-    use_bias: bool = False
-    qk_norm: bool = False
-    drop_path_rate: float = 0.0
-    norm_epsilon: float = 1e-6
-    attention: str = "auto"
-    remat: str = "none"
-    unroll: int = 1
-    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -399,7 +389,7 @@ class Decoder(nn.Module):
         return layer_norm(self.norm_epsilon, self.dtype, "norm", use_bias=self.use_bias)(y), levels
 
 
-def _block_options(stack: Encoder | Decoder | FourM, width: int, train: bool) -> dict[str, Any]:
+def _block_options(stack: Stack | FourM, width: int, train: bool) -> dict[str, Any]:
     return dict(
         num_heads=stack.num_heads,
         mlp_ratio=stack.hidden / width,
