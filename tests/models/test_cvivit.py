@@ -81,3 +81,5 @@ def test_unused_codes_start_anew_where_asked():
     before, variables = step(variables)
     after, _ = step(variables)
     assert len(np.unique(before)) <= 5 and len(np.unique(after)) >= 10
+    with pytest.raises(ValueError, match=r"entropy_weight is 0\.1, but codes that start anew \(dead_share 0\.5\)"):
+        jax.eval_shape(network.clone(entropy_weight=0.1).init, jax.random.key(0), clip)

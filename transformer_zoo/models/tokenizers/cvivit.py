@@ -165,8 +165,8 @@ class CViViT(Tokenizer):
         spatial_depth, temporal_depth: blocks of either transformer, in the encoder and in the decoder.
         latent_width, num_codes: shape of the codebook.
         commitment_weight, entropy_weight, entropy_temperature: see `VectorQuantizer`.
-        dead_share: where above 0, codes follow their latents (averages of 0.9, no entropy) and unused ones start anew,
-            see `CosineQuantizer`; 0 has them learn by gradients, as the paper says.
+        dead_share: where above 0, codes follow their latents (averages of 0.9) and unused ones start anew, see
+            `CosineQuantizer`, which knows no entropy; 0 has them learn by gradients, as the paper says.
         remat, unroll: see `scan_blocks`.
         dtype: of the computation.
     """
@@ -202,6 +202,12 @@ class CViViT(Tokenizer):
         return self.num_codes
 
     def setup(self) -> None:
+        if self.dead_share and self.entropy_weight:
+            raise ValueError(
+                f"entropy_weight is {self.entropy_weight}, but codes that start anew (dead_share {self.dead_share}) "
+                "have no entropy loss; set one of the two to 0"
+            )
+
         def transformer(time_first: bool) -> Factorised:
             return Factorised(
                 self.spatial_depth,
