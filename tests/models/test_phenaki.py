@@ -147,6 +147,6 @@ def test_stories_are_judged_by_the_way_of_their_object(turns):
     arrays = jax.device_get(judge.compute(Variables({}), {"caption": jnp.asarray(fields["caption"])}, ctx))
     result = judge.result(judge.update(None, arrays, fields | {"weight": np.ones(12)}))
     found = result.metrics
-    assert found["first_motion"] == found["identity"] == 1
-    assert (found["second_motion"], found["unturned_motion"]) == ((1, 0) if turns else (0, 1))
+    assert found["first_direction"] == found["identity"] == 1
+    assert (found["second_direction"], found["unturned_direction"]) == ((1, 0) if turns else (0, 1))
     assert result.clips["stories"].shape[0] == 2

@@ -27,9 +27,9 @@ def turned_about(captions: Int[Array, "batch words"]) -> Int[Array, "batch words
 class SceneStories(Evaluator):
     """Clips of two parts, in the second of which the object shall turn about (Phenaki, section 3.3).
 
-    Figures: the share of clips whose object goes as the part's caption says, in the first part and in the new frames of
-    the second; the share of second parts that go on as if nothing had changed; and the share whose object has one
-    colour in both.
+    Figures: the share of clips whose object goes as the part's caption says, from first to last place seen, in the
+    first part and in the new frames of the second; the share of second parts that go on as if nothing had changed; and
+    the share whose object has one colour in both.
 
     Attributes:
         task: has `story`, (variables, captions of the parts, key) to clips, `condition_of`, `kept_frames` and
@@ -37,7 +37,7 @@ class SceneStories(Evaluator):
         num_clips: that are shown.
     """
 
-    batches: int = 1
+    batches: int = 2
     task: Any = None
     num_clips: int = 4
 
@@ -52,15 +52,15 @@ class SceneStories(Evaluator):
         rows = np.flatnonzero(batch["weight"])
         captions = np.asarray(batch["caption"])[rows]
         turned = np.asarray(turned_about(jnp.asarray(captions)))
-        sums = {name: np.zeros(2) for name in ("first_motion", "second_motion", "unturned_motion", "identity")}
+        sums = {name: np.zeros(2) for name in ("first_direction", "second_direction", "unturned_direction", "identity")}
         for row, before, after in zip(rows, map(grammar.read, captions), map(grammar.read, turned)):
             stays = any(c[0] == grammar.MOTION and tuple(c[2:]) == (1, 1) for c in before)
             if stays:
                 continue
             first, second = arrays["first"][row], arrays["second"][row]
-            sums["first_motion"] += (clip_checker.score(first, before)["motion"], 1)
-            sums["second_motion"] += (clip_checker.score(second, after)["motion"], 1)
-            sums["unturned_motion"] += (clip_checker.score(second, before)["motion"], 1)
+            sums["first_direction"] += (clip_checker.score(first, before)["direction"], 1)
+            sums["second_direction"] += (clip_checker.score(second, after)["direction"], 1)
+            sums["unturned_direction"] += (clip_checker.score(second, before)["direction"], 1)
             colours = [self.colours(clip) for clip in (first, second)]
             sums["identity"] += (bool(colours[0]) and colours[0] == colours[1], 1)
         if state is not None:
