@@ -77,6 +77,15 @@ def test_captions_and_positions_reach_every_place(variables):
     assert (np.abs(changed - logits).max(axis=-1) > 1e-6).all()  # attention is not causal
 
 
+def test_self_attention_tells_places_apart_by_how_far_they_are(variables):
+    params = variables.params["model"] | {
+        name: jnp.zeros_like(variables.params["model"][name]) for name in ("times", "places")
+    }
+    ids = jnp.zeros((2, 3, 2, 2), jnp.int32).at[0, 0, 0, 0].set(3).at[1, 2, 1, 1].set(3)
+    logits = NETWORK.apply({"params": params}, ids, jnp.ones((2, 3), jnp.int32))[0]
+    assert np.abs(logits[0, 1, 0, 1] - logits[1, 1, 0, 1]).max() > 1e-3
+
+
 def test_stills_are_learned_from_by_their_first_frame_alone(variables, monkeypatch):
     seen = []
     original = PhenakiTokens.predict

@@ -214,6 +214,7 @@ class DecoderBlock(nn.Module):
         context: Float[Array, "batch keys context_width"],
         mask: Bool[Array, "#batch #heads #tokens tokens"] | None = None,
         context_mask: Bool[Array, "#batch #heads #tokens all_keys"] | None = None,
+        rope: Any = None,
     ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch tokens width"] | KVCache]:
         """Hands on x, and gives it as well, or with a cache the tokens' keys and values, these included.
 
@@ -223,6 +224,7 @@ class DecoderBlock(nn.Module):
             context: what cross-attention looks at; with a cache, which holds it, without any tokens.
             mask: True where a token may see another.
             context_mask: True where a token may see a place of the context.
+            rope: tables that turn the tokens' queries and keys of self-attention; not with a cache.
         """
         cache, rate = (scanned, 0.0) if isinstance(scanned, DecoderCache) else (None, scanned)
 
@@ -246,7 +248,7 @@ class DecoderBlock(nn.Module):
 
         x = constrain_tokens(x)
         if cache is None:
-            y, tokens = attention("attention")(norm("norm1")(x), mask=mask), None
+            y, tokens = attention("attention")(norm("norm1")(x), rope=rope, mask=mask), None
         else:
             y, tokens = attention("attention")(norm("norm1")(x), cache=cache.tokens)
         x = x + branch(y, "attention")

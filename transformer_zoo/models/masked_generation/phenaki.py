@@ -6,8 +6,9 @@ tokens stay fixed, those of the following frames are filled in, with another cap
 (section 2.3). Stills train beside clips as clips of one frame.
 
 No official code is released; this is built from the paper. It leaves open, and here are: pre-norm blocks with GELU and
-biases, one learned table of positions for time steps and one for places, the guidance l_u + scale (l_c - l_u), and of a
-still the later time steps hidden and not judged. Sizes stand in `zoo/papers/phenaki.toml`.
+biases, one learned table of positions for time steps and one for places, rotary positions in self-attention besides,
+the guidance l_u + scale (l_c - l_u), and of a still the later time steps hidden and not judged. Sizes stand in
+`zoo/papers/phenaki.toml`.
 """
 
 import dataclasses
@@ -22,10 +23,14 @@ from jaxtyping import Array, Float, Int, Key
 from transformer_zoo.decoding.masked import extend_frames
 from transformer_zoo.layers.blocks import Block, DecoderBlock, drop_path_rates, scan_blocks
 from transformer_zoo.layers.norms import layer_norm
+from transformer_zoo.layers.positions import grid_positions
+from transformer_zoo.layers.rope import rope_tables
 from transformer_zoo.layers.text import CaptionEncoder
 from transformer_zoo.task import Aux, Batch, Context, Variables
 from transformer_zoo.tasks.masked_tokens import MaskedTokens, token_loss
 from transformer_zoo.tasks.networks import apply_frozen
+
+ROPE_THETA = 100.0  # grids are a few places wide: waves of thousands would stand still
 
 
 class Phenaki(nn.Module):
@@ -74,6 +79,12 @@ class Phenaki(nn.Module):
         """The word at every place of no caption; 0 where features are given."""
         return self.null_word if self.num_words else 0
 
+    @property
+    def axis_widths(self) -> tuple[int, int, int]:
+        """Channels of a head that turn with the time step, the row and the column."""
+        place = 2 * (self.width // self.num_heads // 6)
+        return self.width // self.num_heads - 2 * place, place, place
+
     @nn.compact
     def __call__(
         self, ids: Int[Array, "batch times rows columns"], caption: Array | None, *, train: bool = False
@@ -114,11 +125,12 @@ class Phenaki(nn.Module):
         shared: dict[str, Any] = dict(mlp_ratio=self.mlp_ratio, attention=self.attention, dtype=self.dtype)
         rates = drop_path_rates(0.0, self.depth)
         options: dict[str, Any] = dict(remat=self.remat, unroll=self.unroll)
+        rope = rope_tables(grid_positions(ids.shape[1:]), self.axis_widths, theta=ROPE_THETA)
         if text is None:
-            x, levels = scan_blocks(self, Block(self.num_heads, **shared), self.depth, x, rates, **options)
+            x, levels = scan_blocks(self, Block(self.num_heads, **shared), self.depth, x, rates, rope, **options)
         else:
             block = DecoderBlock(self.num_heads, **shared)
-            x, levels = scan_blocks(self, block, self.depth, x, rates, text, **options)
+            x, levels = scan_blocks(self, block, self.depth, x, rates, text, None, None, rope, **options)
         x = layer_norm(dtype=self.dtype, name="norm")(x)
         head = nn.Dense(self.num_codes, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="logits")
         logits = head(x).astype(jnp.float32).reshape(*ids.shape, self.num_codes)
