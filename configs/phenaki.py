@@ -6,8 +6,7 @@ Trains `tokenizer_tiny` first where there is none. Shows clips with their captio
 from them beside what it reads from the tokenizer's reconstructions and what other captions would be given; a story goes
 on from its last five frames with the caption of the opposite way. 570 seconds on one core behind the tokenizer; it came
 to the right colour in 0.84 (reconstructions 1.0, other captions 0.16) and one coherent object in all frames in 0.47
-(0.70), the way in 0.25 only (1.0, by chance 0.1). Guidance of 3 lets objects fill
-the picture.
+(0.70), the way in 0.25 only (1.0, by chance 0.1). Guidance of 3 lets objects fill the picture.
 
 `small`: the same for longer, 24,000 clips became 80,000.
 
@@ -20,7 +19,8 @@ reconstructions in samples/, what a checker reads from either, and how the codes
 came to 21.6 dB on objects, colours read at 1.0, the way they go at 0.99 and a perplexity of 20 of its 64 codes, with
 shapes still blunt (0.26). With 256 codes it comes to 22.9 dB and a perplexity of 120, but a generator of this size did
 not learn to put one object together from so many. `tokenizer_tiny_digits` does the same on real handwritten digits that
-move, which a classifier reads. `tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what C-ViViT is compared with.
+move, which a classifier reads. `tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what
+C-ViViT is compared with.
 
 `tokenizer`, `tokenizer_BAIR`, `tokenizer_K600`: the paper's sizes, on a folder of clips of your own
 (--config.data.source=folder:/path/to/clips). They compare features of the network that `configs/vit.py:B16` trains,
