@@ -19,7 +19,12 @@ ImageNet-1k.
 `small`: all that the world of up to three objects knows, in thirteen modalities on 8 x 8 places: pixels, tokens of
 pixels, depth, normals, classes, two kinds of edges, features of a MAE trained here and its global feature, captions,
 boxes, metadata, palettes. It trains `features_small` and `tokenizer_small_rgb`, `_depth`, `_normal`, `_semseg`,
-`_edges`, `_mae`, `_mae_global` first. Sized for about an hour on 2 cores, minutes on a GPU; not run yet.
+`_edges`, `_mae`, `_mae_global` first. 28 minutes on one core for these and 80 for the model, meant for an hour on 2
+cores. From pixels on 1,024 held-out scenes: IoU of classes 0.88 (blind 0.55, ceiling 0.96), depth off by 0.073 (0.118,
+0.040), normals by 7.7 degrees (16.0, 4.5), captions with the right colour in 0.89 (0.26), row 0.79, column 0.81 (0.60,
+0.57), shape 0.26 (0.19), boxes found in 0.51 (0.11), metadata 0.74 (0.42). Maps of all kinds follow from any other map;
+from words, boxes and palettes alone it makes the ground and sky but hardly an object (right cell 0.15 at guidance 3,
+other captions 0.11, ceiling 0.68).
 
 `segmentation_tiny`, `depth_tiny`: the encoder that `tiny` leaves, with a dense head, on up to three objects, beside the
 best guess that does not look. `detection_tiny`: likewise with an FCOS head in place of the paper's Cascade Mask R-CNN;
@@ -226,7 +231,8 @@ def small(config):
     fields = ("image", "depth", "normal", "semseg", "canny_edge", "sam_edge", "caption", "det_seq")
     scenes(config, (*fields, "meta_seq", "palette_seq", "boxes", "obj"))
     config.data.options.difficulty = "full"
-    config.total_steps, config.batch_size = 4000, 32
+    config.total_steps, config.batch_size = 3000, 32
+    config.eval.batch_size = 32  # thirteen modalities, pictures in several steps: of 128 it would take half an hour
     config.optimizer = {"name": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 300, "b2": 0.95}
     config.optimizer.update({"weight_decay": 0.05, "clip_norm": 1.0})
     return config
