@@ -10,7 +10,9 @@ to the right colour in 0.84 (reconstructions 1.0, other captions 0.16) and one c
 
 `small`: the same for 80,000 clips in place of 24,000, 50 minutes on one core. It came to the right colour in 0.91, one
 coherent object in 0.59 (reconstructions 0.70) and the right size in 0.67 (0.69), the way still in 0.22 only (chance
-0.09); where a story turns, the new way was seen in 0.14, the old one in 0.08, the colour kept in 0.76.
+0.09); where a story turns, the new way was seen in 0.14, the old one in 0.08, the colour kept in 0.76. One step instead
+of twelve showed one coherent object in 0.02 of 128 samples, eight in 0.54. Captions are obeyed in whether objects go up
+or down (0.85 of 96 samples, by their centres of colour), not in whether they go left or right (0.32, as by chance).
 
 `T2V`, `NUWA`: the paper's text-to-video models, on a folder of clips of your own with features of T5-XXL's encoder
 (field `caption` [128, 4096]), which `python -m transformer_zoo.zoo.text_features` computes once from captions beside
@@ -21,8 +23,8 @@ reconstructions in samples/, what a checker reads from either, and how the codes
 came to 21.6 dB on objects, colours read at 1.0, the way they go at 0.99 and a perplexity of 20 of its 64 codes, with
 shapes still blunt (0.26). With 256 codes it comes to 22.9 dB and a perplexity of 120, but a generator of this size did
 not learn to put one object together from so many. `tokenizer_tiny_digits` does the same on real handwritten digits that
-move, which a classifier reads. `tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what
-C-ViViT is compared with.
+move, which a classifier reads: at 0.60 (the originals at 0.91) with 256 codes and 17.9 dB, at 0.38 with 64.
+`tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what C-ViViT is compared with.
 
 `tokenizer`, `tokenizer_BAIR`, `tokenizer_K600`: the paper's sizes, on a folder of clips of your own
 (--config.data.source=folder:/path/to/clips). They compare features of the network that `configs/vit.py:B16` trains,
@@ -52,7 +54,9 @@ def get_config(variant="tiny"):
         return config
     if variant == "tokenizer_tiny_digits":
         recipes.tokenizer_digits(config, 9)
-        return tokenizer_tiny(config, channels=1)
+        tokenizer_tiny(config, channels=1)
+        config.model.num_codes = 256
+        return config
     if variant in zoo.sizes("phenaki"):
         return tokenizer(config, variant)
     if variant == "tokenizer_i3d":
