@@ -12,7 +12,7 @@ to the right colour in 0.84 (reconstructions 1.0, other captions 0.16) and one c
 coherent object in 0.59 (reconstructions 0.70) and the right size in 0.67 (0.69), the way still in 0.22 only (chance
 0.09); where a story turns, the new way was seen in 0.14, the old one in 0.08, the colour kept in 0.76. One step instead
 of twelve showed one coherent object in 0.02 of 128 samples, eight in 0.54. Captions are obeyed in whether objects go up
-or down (0.85 of 96 samples, by their centres of colour), not in whether they go left or right (0.32, as by chance).
+or down (0.85 of 96 samples, by their centres of colour), not in whether they go left or right (0.32, as a guess would).
 
 `T2V`, `NUWA`: the paper's text-to-video models, on a folder of clips of your own with features of T5-XXL's encoder
 (field `caption` [128, 4096]), which `python -m transformer_zoo.zoo.text_features` computes once from captions beside

@@ -14,7 +14,7 @@ from transformer_zoo.training import stages
 from transformer_zoo.training.config import load_config
 from transformer_zoo.training.errors import UserError
 from transformer_zoo.training.flops import macs
-from transformer_zoo.training.loop import player_configs
+from transformer_zoo.training.loop import make_optimizers, player_configs
 from transformer_zoo.training.state import abstract_variables
 from transformer_zoo.zoo.build import build_task
 
@@ -204,6 +204,5 @@ def test_stated_claims_can_be_judged(key):
             assert callable(claims.naming.load(claim["function"]))
     for run in paper.get("runs", {}).values():
         config = load_config(run["config"], run.get("overrides", {}))
-        for options in player_configs(config, build_task(config)).values():
-            updates = -(-config.total_steps // options.get("every", 1))
-            assert options.get("warmup_steps", 0) + options.get("decay_steps", 0) <= updates
+        task = build_task(config)
+        make_optimizers(task, player_configs(config, task), config.total_steps)
