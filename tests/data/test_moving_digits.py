@@ -38,11 +38,13 @@ def test_without_walls_a_digit_goes_where_its_caption_says():
         assert [WORDS[word] for word in caption if word] == [*text.split(), "<eos>"]
 
 
-@pytest.mark.parametrize(("side", "scale"), [(14, 1), (22, 2)])
+@pytest.mark.parametrize(("side", "scale"), [(14, 1), (28, 2)])
 def test_at_a_wall_a_digit_turns(side, scale):
     source = MovingDigits("val", frames=9, side=side, speed=1, scale=scale)
-    np.testing.assert_array_equal(source.digits[0][:, ::scale, scale - 1 :: scale], Digits("val").records[0])
     batch = read(source)
+    small = batch["video"][:, :, ::scale, scale - 1 :: scale]
+    np.testing.assert_array_equal(small.repeat(scale, axis=2).repeat(scale, axis=3), batch["video"])
+    batch["video"] = small
     moved = np.diff(places(source, batch), axis=1)
     assert set(np.unique(moved)) == {-1, 0, 1}
     signs = np.array(list(DIRECTIONS.values()))[batch["direction"]]
@@ -74,10 +76,12 @@ def test_two_digits_share_the_canvas_and_the_caption_names_both():
 
 
 def test_what_does_not_fit_is_refused_with_what_would():
-    with pytest.raises(ValueError, match=r"speed 3 over 8 frames goes 21 pixels, .* choose at most 2, or bounce"):
+    with pytest.raises(ValueError, match=r"goes 21 pixels of a digit, .* choose at most 2, or bounce"):
         MovingDigits(side=24, speed=3, bounce=False)
     assert len(MovingDigits("val", side=24, speed=2, bounce=False)) == 180
     with pytest.raises(ValueError, match="side is 8, but must be at least 9"):
         MovingDigits(side=8)
+    with pytest.raises(ValueError, match=r"side is 21, but must be a multiple of data\.options\.scale 2: 20 or 22"):
+        MovingDigits(side=21, scale=2)
     with pytest.raises(ValueError, match="no split 'valid'"):
         MovingDigits("valid")

@@ -41,12 +41,13 @@ class MovingDigits:
     Attributes:
         split: 'train', 'val' or 'test'.
         frames: of a clip.
-        side: of the canvas in pixels, more than a digit has, which is 8 times `scale`.
+        side: of the canvas in pixels, a multiple of `scale` and more than a digit has, which is 8 times `scale`.
         num_digits: on one canvas; where they overlap the brighter pixel shows.
-        speed: pixels a frame, along both axes where a digit moves diagonally.
+        speed: pixels of a digit a frame, along both axes where it moves diagonally.
         bounce: whether digits turn at the walls, in the second half of a clip where the canvas allows; if not, they
             start where the whole way lies on the canvas.
-        scale: pixels a side of each of a digit's 8 x 8.
+        scale: pixels a side of each of a digit's 8 x 8; paths are enlarged with it, so that a clip is one of
+            `side` / `scale` pixels a side with each pixel repeated.
     """
 
     about: ClassVar[str] = (
@@ -62,28 +63,33 @@ class MovingDigits:
     scale: int = 1
 
     def __post_init__(self) -> None:
-        least_of = {"frames": 1, "scale": 1, "side": self.digit_side + 1, "num_digits": 1, "speed": 0}
+        least_of = {"frames": 1, "scale": 1, "side": DIGIT * self.scale + 1, "num_digits": 1, "speed": 0}
         for field, least in least_of.items():
             if getattr(self, field) < least:
                 raise ValueError(f"data.options.{field} is {getattr(self, field)}, but must be at least {least}")
-        room, steps = self.side - self.digit_side, self.frames - 1
+        if self.side % self.scale:
+            nearest = self.side - self.side % self.scale
+            raise ValueError(
+                f"data.options.side is {self.side}, but must be a multiple of data.options.scale {self.scale}: "
+                f"{nearest} or {nearest + self.scale}"
+            )
+        room, steps = self.cells - DIGIT, self.frames - 1
         if not self.bounce and self.speed * steps > room:
             raise ValueError(
-                f"data.options.speed {self.speed} over {self.frames} frames goes {self.speed * steps} pixels, but a "
-                f"canvas of side {self.side} leaves {room}: choose at most {room // steps}, or bounce"
+                f"data.options.speed {self.speed} over {self.frames} frames goes {self.speed * steps} pixels of a "
+                f"digit, but a canvas of side {self.side} leaves {room}: choose at most {room // steps}, or bounce"
             )
         digits.Digits(self.split)  # checks the split
 
     @property
-    def digit_side(self) -> int:
-        """Of a digit, in pixels."""
-        return DIGIT * self.scale
+    def cells(self) -> int:
+        """Pixels of a digit along a side of the canvas."""
+        return self.side // self.scale
 
-    @functools.cached_property
+    @property
     def digits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [count, digit_side, digit_side] and labels int32 [count] of this split."""
-        images, labels = digits.Digits(self.split).records
-        return images.repeat(self.scale, axis=1).repeat(self.scale, axis=2), labels
+        """Images uint8 [count, 8, 8] and labels int32 [count] of this split."""
+        return digits.Digits(self.split).records
 
     def __len__(self) -> int:
         return len(self.digits[1])
@@ -92,7 +98,7 @@ class MovingDigits:
         """Clips whose first digits are those at `indices` [batch]; `seeds` decide the others and all paths."""
         images, labels = self.digits
         indices = np.asarray(indices)
-        batch, side = len(indices), self.side
+        batch, side = len(indices), self.cells
         video = np.zeros((batch, self.frames, side * side), np.uint8)
         shown, going = np.empty((2, batch, self.num_digits), np.int64)
         clip, frame = np.arange(batch)[:, None, None], np.arange(self.frames)[:, None]
@@ -101,15 +107,17 @@ class MovingDigits:
             chosen = indices if number == 0 else draws.integers(seeds, slot, len(labels))
             going[:, number] = draws.integers(seeds, slot + 1, len(DIRECTIONS))
             tops, lefts = self._path(going[:, number], seeds, slot + 2)  # each [batch, frames]
-            within = (np.arange(self.digit_side)[:, None] * side + np.arange(self.digit_side)).ravel()
+            within = (np.arange(DIGIT)[:, None] * side + np.arange(DIGIT)).ravel()
             pixels = (tops * side + lefts)[:, :, None] + within
             ink = images[chosen].reshape(batch, 1, -1)
             video[clip, frame, pixels] = np.maximum(video[clip, frame, pixels], ink)
             shown[:, number] = labels[chosen]
         captions, texts = _captions()
         numbers = shown * len(DIRECTIONS) + going
+        small = video.reshape(batch, self.frames, side, side)
+        enlarged = small.repeat(self.scale, axis=2).repeat(self.scale, axis=3)
         return {
-            "video": video.reshape(batch, self.frames, side, side, 1),
+            "video": enlarged.reshape(batch, self.frames, self.side, self.side, 1),
             "label": shown[:, 0].astype(np.int32),
             "direction": going[:, 0].astype(np.int32),
             "caption": _join(captions[numbers]),
@@ -117,8 +125,8 @@ class MovingDigits:
         }
 
     def _path(self, going: np.ndarray, seeds: np.ndarray, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """Top and left pixels [batch, frames] of one digit that sets out in the directions `going` [batch]."""
-        room, steps = self.side - self.digit_side, np.arange(self.frames)
+        """Top and left [batch, frames] of one digit that sets out in the directions `going`, in pixels of a digit."""
+        room, steps = self.cells - DIGIT, np.arange(self.frames)
         # Before a wall comes at least half of the clip, where the canvas allows: else captions would not tell true.
         way = min(room, self.speed * (self.frames // 2 if self.bounce else self.frames - 1))
         places = []

@@ -41,7 +41,7 @@ def tokenizer_scenes(config: Any, frames: int = 0, *, low: float = 0.0, object_w
     config.evaluators = {"scenes": {"name": "scene_reading"}}
 
 
-def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weight: float = 8.0) -> None:
+def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weight: float = 4.0) -> None:
     """`moving_digits` for a tokenizer; a classifier reads them."""
     moving_digits(config, frames, low=low)
     config.task = {"name": "tokenization", "field": "video", "object_weight": object_weight}
@@ -50,7 +50,8 @@ def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weigh
 
 def moving_digits(config: Any, frames: int, *, low: float = 0.0) -> None:
     """Clips of one moving digit of 16 x 16 pixels, 32 x 32 pixels and one channel in [low, 1]."""
-    config.data.update({"source": "moving_digits", "options": {"frames": frames, "side": 32, "scale": 2}})
+    options = {"frames": frames, "side": 32, "scale": 2, "speed": 1}
+    config.data.update({"source": "moving_digits", "options": options})
     config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
 
 
