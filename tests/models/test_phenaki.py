@@ -79,7 +79,7 @@ def test_captions_and_positions_reach_every_place(variables):
 
 def test_self_attention_tells_places_apart_by_how_far_they_are(variables):
     params = variables.params["model"] | {
-        name: jnp.zeros_like(variables.params["model"][name]) for name in ("times", "places")
+        name: jnp.zeros_like(variables.params["model"][name]) for name in ("times", "rows", "columns")
     }
     ids = jnp.zeros((2, 3, 2, 2), jnp.int32).at[0, 0, 0, 0].set(3).at[1, 2, 1, 1].set(3)
     logits = NETWORK.apply({"params": params}, ids, jnp.ones((2, 3), jnp.int32))[0]

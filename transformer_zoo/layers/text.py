@@ -31,7 +31,7 @@ class CaptionEncoder(nn.Module):
     def __call__(
         self, ids: Int[Array, "batch words"]
     ) -> tuple[Float[Array, "batch words width"], Float[Array, "batch width"]]:
-        normal = nn.initializers.normal(0.02)
+        normal = nn.initializers.normal(1.0)  # as T5's: a word stays itself beside what its neighbours add
         words = nn.Embed(self.vocabulary_size, self.width, embedding_init=normal, dtype=self.dtype, name="embed")
         places = self.param("positions", normal, (self.length, self.width))
         x = words(ids) + places[: ids.shape[1]].astype(self.dtype or jnp.float32)
