@@ -10,6 +10,10 @@ reads from them beside what it reads from the tokenizer's reconstructions and wh
 `eval.py --sweep='sampling.steps=1,2,4,8,16;sampling.guidance_scale=1,2;sampling.choice_temperature=1,4.5'` judges one
 checkpoint at many settings. `raster_tiny` is the causal transformer of as many blocks that draws token by token.
 
+`digits_tiny`: real handwritten digits of a class, 6 x 6 tokens in 8 steps. 190 seconds on one core with its tokenizer,
+`tokenizer_tiny_digits` (24.5 dB, digits read at 0.87, the originals at 0.93); a classifier sees the digit asked for in
+0.55 (reconstructions 0.89, other classes 0.11).
+
 `I256`: the paper's transformer on the tokens of ImageNet-1k at 256 pixels, 300 epochs.
 
 `tokenizer_tiny`: its VQGAN on the same pictures, 32 x 32 pixels to 8 x 8 tokens. Shows originals above their
@@ -30,13 +34,17 @@ def get_config(variant="tiny"):
     config = base_config()
     if variant in ("tiny", "raster_tiny"):
         return tiny(config, raster=variant == "raster_tiny")
+    if variant == "digits_tiny":
+        return digits_tiny(config)
     if variant == "I256":
         return imagenet(config, variant)
     if variant == "tokenizer_tiny":
         return tokenizer_tiny(config)
+    if variant == "tokenizer_tiny_digits":
+        return tokenizer_tiny_digits(config)
     if variant == "tokenizer":
         return tokenizer(config, variant)
-    variants = ["tiny", *zoo.sizes("maskgit"), "raster_tiny", "tokenizer_tiny"]
+    variants = ["tiny", *zoo.sizes("maskgit"), "raster_tiny", "digits_tiny", "tokenizer_tiny", "tokenizer_tiny_digits"]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
@@ -61,6 +69,20 @@ def tiny(config, raster):
     recipes.few_steps(config, 2400, batch_size=32)
     config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
     config.eval.update({"every_steps": 1200, "batch_size": 64})
+    return config
+
+
+def digits_tiny(config):
+    digits(config)
+    recipes.frozen_tokenizer(config, "configs/maskgit.py:tokenizer_tiny_digits")
+    config.evaluators = {"samples": {"name": "digit_samples"}}
+    sizes = dict(grid=(6, 6), num_codes=240, depth=4, width=96, num_heads=3, unroll=4)
+    config.model = zoo.model_config("maskgit", **sizes, num_conditions=11, null_condition=10, dropout_rate=0.0)
+    config.task = {"name": "masked_tokens", "condition_drop_rate": 0.1, "label_smoothing": 0.0}
+    config.sampling = {"steps": 8, "guidance_scale": 3.0, "choice_temperature": 2.0}
+    recipes.few_steps(config, 2000, batch_size=32)
+    config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
+    config.eval.update({"every_steps": 1000, "batch_size": 64})
     return config
 
 
@@ -100,6 +122,22 @@ def tokenizer_tiny(config):
     recipes.tokenizer_scenes(config)
     recipes.tokenizer_steps(config, 500, 2e-3)
     return config
+
+
+def tokenizer_tiny_digits(config):
+    tokenizer_tiny(config)
+    config.model.update({"image_size": (12, 12), "channels": 1, "multipliers": (1,)})
+    digits(config)
+    config.task = {"name": "tokenization", "object_weight": 4.0}
+    config.evaluators = {"digits": {"name": "digit_reading"}}
+    config.total_steps = 1000
+    return config
+
+
+def digits(config):
+    config.data.update({"source": "digits", "eval_options": {"placements": 4}})
+    config.data.options = {"side": 12}
+    config.data.transforms = (("scale", {"low": 0.0, "high": 1.0}),)
 
 
 def tokenizer(config, size):

@@ -95,6 +95,22 @@ def test_a_changed_or_missing_teacher_is_an_error_that_names_it(tmp_path):
         train(toys.Taught(), tmp_path / "student", init_from=source)
 
 
+def test_a_start_from_a_run_that_had_another_teacher_is_told(tmp_path, capsys):
+    for name, steps in (("teacher", 4), ("other", 3)):
+        train(toys.Regression(), tmp_path / name, total_steps=steps)
+    taught = {name: {"workdir": str(tmp_path / name), "table": TEACHER_TABLE} for name in ("teacher", "other")}
+    train(toys.Taught(), tmp_path / "student", total_steps=2, init_from=taught["teacher"])
+    student = {"workdir": str(tmp_path / "student"), "table": (("params/model/(.*)", r"params/model/\1"),)}
+    train(toys.Taught(), tmp_path / "same", total_steps=2, init_from=(taught["teacher"], student))
+    assert "warning" not in capsys.readouterr().out
+    train(toys.Taught(), tmp_path / "changed", total_steps=2, init_from=(taught["other"], student))
+    told = capsys.readouterr().out
+    assert (
+        "student/checkpoints/00000002 learned on" in told and "teacher/checkpoints/00000004 as frozen/teacher" in told
+    )
+    assert "this run has" in told and "other/checkpoints/00000003, which is not the same" in told
+
+
 def test_frozen_arrays_that_nothing_fills_are_named(tmp_path):
     with pytest.raises(UserError, match="frozen/teacher/w"):
         train(toys.Taught(), tmp_path)

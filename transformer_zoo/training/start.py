@@ -35,11 +35,39 @@ def start_state(
         state, report = transfer(state, abstract, path, source["table"])
         origins.append({"path": str(path), "hash": hash_of(path)})
         tell(report)
+    warn_of_other_grounds(sources, origins)
     if state.ema is not None and sources:
         state = state.replace(ema=jax.tree.map(lambda leaf: leaf.copy(), state.params))
     require_filled(state.frozen)
     meta = {"config": to_json(config), "frozen": origins if jax.tree.leaves(abstract.frozen) else []}
     return state, meta
+
+
+def warn_of_other_grounds(sources: list[dict[str, Any]], origins: list[dict[str, Any]]) -> None:
+    """Tells where a run that gave arrays had learned on other frozen arrays of a name than this run has.
+
+    Ids of a tokenizer that was trained again mean something else, and a network that read the old ones is lost.
+    """
+    mine = grounds(sources, origins)
+    for origin in origins:
+        if weights.is_imported(Path(origin["path"])):
+            continue
+        meta = store.read_meta(Path(origin["path"]))
+        theirs = grounds([dict(one) for one in as_list(meta["config"].get("init_from", ()))], meta["frozen"])
+        for name in mine.keys() & theirs.keys():
+            if mine[name]["hash"] != theirs[name]["hash"]:
+                tell(
+                    f"warning: {origin['path']} learned on {theirs[name]['path']} as frozen/{name}, but this run has "
+                    f"{mine[name]['path']}, which is not the same: what it learned may not hold. Move its folder away "
+                    "to train it again"
+                )
+
+
+def grounds(sources: list[dict[str, Any]], origins: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The origin of every frozen tree, by its name."""
+    pairs = zip(sources, origins)
+    rows = ((row[1], origin) for source, origin in pairs for row in source["table"] if row[1].startswith("frozen/"))
+    return {target.split("/")[1]: origin for target, origin in rows}
 
 
 def origin_of(source: Mapping[str, Any]) -> Path:
