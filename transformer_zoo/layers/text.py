@@ -16,6 +16,7 @@ class CaptionEncoder(nn.Module):
     Attributes:
         vocabulary_size: rows of the embedding.
         length: most words; positions are learned.
+        deviation: at which words and positions start: CLIP's, where T5 has 1.
         depth, width, num_heads, unroll, dtype: see `Block` and `scan_blocks`.
     """
 
@@ -24,6 +25,7 @@ class CaptionEncoder(nn.Module):
     depth: int = 2
     width: int = 128
     num_heads: int = 4
+    deviation: float = 0.02
     unroll: int = 1
     dtype: Any = None
 
@@ -31,7 +33,7 @@ class CaptionEncoder(nn.Module):
     def __call__(
         self, ids: Int[Array, "batch words"]
     ) -> tuple[Float[Array, "batch words width"], Float[Array, "batch width"]]:
-        normal = nn.initializers.normal(1.0)  # as T5's: a word stays itself beside what its neighbours add
+        normal = nn.initializers.normal(self.deviation)
         words = nn.Embed(self.vocabulary_size, self.width, embedding_init=normal, dtype=self.dtype, name="embed")
         places = self.param("positions", normal, (self.length, self.width))
         x = words(ids) + places[: ids.shape[1]].astype(self.dtype or jnp.float32)

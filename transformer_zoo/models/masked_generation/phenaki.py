@@ -116,6 +116,7 @@ class Phenaki(nn.Module):
                 self.text_depth,
                 self.text_width,
                 self.text_heads,
+                deviation=1.0,
                 unroll=self.text_depth,
                 dtype=self.dtype,
                 name="text_encoder",
