@@ -34,8 +34,11 @@ best guess that does not look. `detection_tiny`: likewise with an FCOS head in p
 boxes of objects by colour from 600 labelled scenes, COCO's average precision beside a blind guess's, boxes drawn. On
 1,024 held-out scenes it is 0.66 at half overlap (blind 0.005) and 0.28 over all overlaps (0.001) after 200 steps, about
 a minute on 2 cores; from scratch, without that encoder, 0.61 and 0.25.
-`new_modality_tiny`: boxes beside what `tiny` knows; only what is new is trained. `new_modality_stages_tiny`: that, then
-everything at a tenth of the rate. `tokenizer_sam_instance`: the paper's tokenizer of masks, on masks of your own.
+
+`new_modality_tiny`: boxes beside what `tiny` knows; only what is new is trained. `new_modality_stages_tiny`: that,
+then everything at a tenth of the rate, 3 minutes on one core behind `tiny`. What is new alone finds no more boxes than
+a blind guess (0.06, IoU 0.11, the guess 0.21); with everything trained it is 0.28 and 0.35, while the IoU of classes
+stays at 0.83. `tokenizer_sam_instance`: the paper's tokenizer of masks, on masks of your own.
 """
 
 from ml_collections import ConfigDict
