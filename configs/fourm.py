@@ -112,16 +112,8 @@ def get_config(variant="tiny"):
         return finetune(config, variant.removeprefix("finetune_"))
     variants = ["tiny", *zoo.sizes("fourm"), "super_resolution_L", "text_to_image_B", "finetune_tiny"]
     variants += [f"finetune_{size}" for size in FINETUNE] + [f"tokenizer_tiny_{name}" for name in TOKENIZERS]
-    variants += [
-        *DENSE,
-        "detection_tiny",
-        "new_modality_tiny",
-        "new_modality_stages_tiny",
-        "small",
-        "text_to_image_small",
-        "features_small",
-        *(f"tokenizer_small_{name}" for name in SMALL_TOKENIZERS),
-    ]
+    variants += [*DENSE, "detection_tiny", "new_modality_tiny", "new_modality_stages_tiny", "small"]
+    variants += ["text_to_image_small", "features_small", *(f"tokenizer_small_{name}" for name in SMALL_TOKENIZERS)]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(variants)}")
 
 
@@ -257,9 +249,7 @@ def text_to_image_small(config):
     )
     config.task.update({"num_inputs": 64, "num_targets": 64})
     config.total_steps, config.batch_size = 1500, 64
-    config.requires.pretrained = "configs/fourm.py:small"
-    everything = {"requires": "pretrained", "table": (("params/model/(.*)", r"params/model/\1"),)}
-    config.init_from = (*config.init_from, everything)
+    starts_from(config, "small")
     return config
 
 
@@ -372,9 +362,10 @@ def by_tokens(config, tokens, warmup, base_rate):
     config.checkpoint.every_steps = config.eval.every_steps = 5000
 
 
-def starts_from(config, size):
-    config.requires = {"pretrained": f"configs/fourm.py:{size}"}
-    config.init_from = {"requires": "pretrained", "table": (("params/model/(.*)", r"params/model/\1"),)}
+def starts_from(config, variant):
+    config.requires = {**config.get("requires", {}), "pretrained": f"configs/fourm.py:{variant}"}
+    everything = {"requires": "pretrained", "table": (("params/model/(.*)", r"params/model/\1"),)}
+    config.init_from = (*config.get("init_from", ()), everything)
 
 
 def super_resolution(config):
@@ -442,9 +433,7 @@ def new_modality_tiny(config):
     tiny(config)
     config.model.modalities.det = {**WORDS, "field": "det_seq", "length": 25}
     config.data.options.fields = (*config.data.options.fields, "det_seq")
-    config.requires.pretrained = "configs/fourm.py:tiny"
-    everything = {"requires": "pretrained", "table": (("params/model/(.*)", r"params/model/\1"),)}
-    config.init_from = (*config.init_from, everything)
+    starts_from(config, "tiny")
     config.optimizer.freeze = (r"(?!(input|output|modality)_embedding_det(/|$)).*",)
     config.optimizer.warmup_steps, config.total_steps = 50, 400
     return config
