@@ -19,7 +19,7 @@ reconstructions in samples/, what a checker reads from either, and how the codes
 came to 22.0 dB on objects, colours and the way they go read at 1.0 (0.85 where no place on the way may be read a pixel
 off) and a perplexity of 80 of its 240 codes, with shapes still blunt (0.22).
 
-`tokenizer_tiny_digits` does the same on real handwritten digits that move, which a classifier reads. 210 seconds on one
+`tokenizer_tiny_digits` does the same on real handwritten digits that move, which a classifier reads. 200 seconds on one
 core; it came to 24.0 dB and digits read at 0.86 (the originals at 0.91).
 
 `tokenizer_small` does the same on full scenes: up to three objects and a player, cameras that move, ground, sky and

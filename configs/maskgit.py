@@ -39,6 +39,7 @@ def get_config(variant="tiny"):
     if variant == "I256":
         return imagenet(config, variant)
     if variant == "tokenizer_tiny":
+        recipes.tokenizer_scenes(config)
         return tokenizer_tiny(config)
     if variant == "tokenizer_tiny_digits":
         return tokenizer_tiny_digits(config)
@@ -66,10 +67,7 @@ def tiny(config, raster):
     config.task = {"name": "raster_tokens" if raster else "masked_tokens", "condition": "caption"}
     config.task.update({"condition_drop_rate": 0.1, "label_smoothing": 0.0})
     config.sampling = {"steps": 8, "guidance_scale": 4.0, "choice_temperature": 2.0}
-    recipes.few_steps(config, 2400, batch_size=32)
-    config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 1200, "batch_size": 64})
-    return config
+    return generator_steps(config, 2400)
 
 
 def digits_tiny(config):
@@ -80,9 +78,13 @@ def digits_tiny(config):
     config.model = zoo.model_config("maskgit", **sizes, num_conditions=11, null_condition=10, dropout_rate=0.0)
     config.task = {"name": "masked_tokens", "condition_drop_rate": 0.1, "label_smoothing": 0.0}
     config.sampling = {"steps": 8, "guidance_scale": 3.0, "choice_temperature": 2.0}
-    recipes.few_steps(config, 2000, batch_size=32)
+    return generator_steps(config, 2000)
+
+
+def generator_steps(config, total_steps):
+    recipes.few_steps(config, total_steps, batch_size=32)
     config.optimizer.update({"learning_rate": 2e-3, "b2": 0.96, "clip_norm": 1.0})
-    config.eval.update({"every_steps": 1000, "batch_size": 64})
+    config.eval.update({"every_steps": total_steps // 2, "batch_size": 64})
     return config
 
 
@@ -119,24 +121,22 @@ def tokenizer_tiny(config):
         levels=(8, 6, 5),
         shortcut_from_output=False,
     )
-    recipes.tokenizer_scenes(config)
     recipes.tokenizer_steps(config, 500, 2e-3)
     return config
 
 
 def tokenizer_tiny_digits(config):
+    digits(config)
+    config.task = {"name": "tokenization", "field": "image", "object_weight": 4.0}
+    config.evaluators = {"digits": {"name": "digit_reading"}}
     tokenizer_tiny(config)
     config.model.update({"image_size": (12, 12), "channels": 1, "multipliers": (1,)})
-    digits(config)
-    config.task = {"name": "tokenization", "object_weight": 4.0}
-    config.evaluators = {"digits": {"name": "digit_reading"}}
     config.total_steps = 1000
     return config
 
 
 def digits(config):
-    config.data.update({"source": "digits", "eval_options": {"placements": 4}})
-    config.data.options = {"side": 12}
+    recipes.canvas_digits(config)
     config.data.transforms = (("scale", {"low": 0.0, "high": 1.0}),)
 
 

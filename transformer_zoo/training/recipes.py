@@ -41,15 +41,15 @@ def tokenizer_scenes(config: Any, frames: int = 0, *, low: float = 0.0, object_w
     config.evaluators = {"scenes": {"name": "scene_reading"}}
 
 
-def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0, object_weight: float = 4.0) -> None:
+def tokenizer_digits(config: Any, frames: int, *, low: float = 0.0) -> None:
     """`moving_digits` for a tokenizer; a classifier reads them."""
     moving_digits(config, frames, low=low)
-    config.task = {"name": "tokenization", "field": "video", "object_weight": object_weight}
+    config.task = {"name": "tokenization", "field": "video", "object_weight": 4.0}
     config.evaluators = {"digits": {"name": "digit_reading", "scale": 2}}
 
 
 def moving_digits(config: Any, frames: int, *, low: float = 0.0) -> None:
-    """Clips of one moving digit of 16 x 16 pixels, 32 x 32 pixels and one channel in [low, 1]."""
+    """Clips of one moving digit, 16 x 16 pixels enlarged to 32 x 32 and one channel in [low, 1]."""
     options = {"frames": frames, "side": 32, "scale": 2, "speed": 1}
     config.data.update({"source": "moving_digits", "options": options})
     config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
