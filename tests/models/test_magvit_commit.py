@@ -120,6 +120,25 @@ def test_fixed_conditions_are_never_changed_and_commit_may_refine_them(variables
     assert not np.array_equal(refined[:, 0], condition[:, 0])
 
 
+@pytest.mark.parametrize("mode", ["commit", "prefix"])
+def test_guidance_moves_clips_away_from_those_of_no_class(variables, mode):
+    network = NETWORK.clone(prefix_condition=mode == "prefix")
+    sampling = Sampling(steps=1, temperature=0.0, guidance_scale=1e4)
+    guided = task(network=network, condition_mode=mode, sampling=sampling)
+    rng = np.random.default_rng(4)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), jax.eval_shape(guided.init, KEY).params
+    )
+    clips, hidden = batch()["video"], jnp.full((3, 2, 2, 2), network.mask_id)
+    made = guided.make(variables.replace(params=params), clips, jnp.arange(3), "full_generation", KEY)
+    with_it, without_it = (
+        network.apply({"params": params["model"]}, hidden, classes)[0]
+        for classes in (jnp.arange(3), jnp.full(3, network.null_condition))
+    )
+    assert np.array_equal(made, (without_it + 1e4 * (with_it - without_it)).argmax(axis=-1))
+    assert not np.array_equal(made, with_it.argmax(axis=-1)), "the same without guidance: this test says nothing"
+
+
 def test_a_condition_in_front_is_no_part_of_the_sequence_and_decides_what_is_made(variables):
     ids, condition = jnp.full((1, 2, 2, 2), 1), jnp.full((1, 2, 2, 2), 2)
     given = jnp.zeros((1, 2, 1, 1), bool).at[:, 0].set(True)

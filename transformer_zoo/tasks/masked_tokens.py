@@ -5,6 +5,8 @@ itself, so that every epoch may crop and flip as it likes (Chang et al. 2022, ar
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -200,24 +202,30 @@ class MaskedTokens(Task):
         shape = (len(jax.tree.leaves(condition)[0]), *self.network.grid)
         ids = jnp.zeros(shape, jnp.int32) if ids is None else ids
         unknown = jnp.ones(shape, bool) if unknown is None else unknown
-        scales = self.guidance_scales
-        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), condition, self.without(condition))
-
-        def logits(shown: Array, step: Step) -> Array:
-            if not self.guided:
-                return self.predict(variables, shown, condition, step.unknown)
-            twice = [jnp.concatenate([one, one]) for one in (shown, step.unknown)]
-            with_it, without_it = jnp.split(self.predict(variables, twice[0], both, twice[1]), 2)
-            return guide(with_it, without_it, scales[step.index])
-
         return decode_masked(
-            logits,
+            self.guided_logits(functools.partial(self.predict, variables), condition),
             ids,
             unknown,
             key,
             hidden=self.network.mask_id,
             **self.decoding_options,
         ).ids
+
+    def guided_logits(
+        self, predict: Callable[[Array, Any, Array], Array], condition: Any
+    ) -> Callable[[Array, Step], Array]:
+        """`predict(shown, condition, unknown)` as `decode_masked` calls it, guided where sampling asks for that."""
+        scales = self.guidance_scales
+        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), condition, self.without(condition))
+
+        def logits(shown: Array, step: Step) -> Array:
+            if not self.guided:
+                return predict(shown, condition, step.unknown)
+            twice = [jnp.concatenate([one, one]) for one in (shown, step.unknown)]
+            with_it, without_it = jnp.split(predict(twice[0], both, twice[1]), 2)
+            return guide(with_it, without_it, scales[step.index])
+
+        return logits
 
     @property
     def guidance_scales(self) -> Float[Array, " steps"]:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transformer_zoo import naming
-from transformer_zoo.decoding.masked import Step, decode_masked
+from transformer_zoo.decoding.masked import decode_masked
 from transformer_zoo.layers.bert import Bert
 from transformer_zoo.masking.regions import REGIONS, condition_clip, region
 from transformer_zoo.masking.schedules import hidden_share
@@ -266,11 +266,12 @@ class CommitTokens(MaskedTokens):
         given = jnp.broadcast_to(self.given(name), condition.shape)
         fixed, prefix = self.condition_mode.startswith("fixed"), self.in_front(condition, given)
 
-        def logits(shown: Array, step: Step) -> Array:
-            return self.network.apply({"params": params}, shown, classes, TASK_TOKENS[name], prefix)[0]
+        def predict(shown: Array, classes: Array, unknown: Array) -> Array:
+            in_front = None if prefix is None else jnp.resize(prefix, shown.shape)  # guidance asks twice
+            return self.network.apply({"params": params}, shown, classes, TASK_TOKENS[name], in_front)[0]
 
         return decode_masked(
-            logits,
+            self.guided_logits(predict, classes),
             condition,
             ~given if fixed else jnp.ones_like(given),
             key,
