@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 from transformer_zoo.layers.attention import attend
+from transformer_zoo.layers.loops import about
 from transformer_zoo.training import devices
 from transformer_zoo.training.flops import count_flops, macs
 
@@ -95,6 +96,23 @@ def test_loops_of_unknown_length_are_counted_once_and_reported():
     assert count_flops(lambda x: power(x, 7), spec(6, 6)).total == 7 * 2 * 6**3
     harmless = count_flops(lambda x: lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x) @ x, spec(6, 6))
     assert harmless.total == 2 * 6**3 and harmless.unknown_loops == 0
+
+
+def test_loops_of_unknown_length_are_counted_as_often_as_their_writer_expects():
+    @jax.custom_vjp
+    def power(x, turns):
+        with about(5):
+            return lax.fori_loop(0, turns, lambda _, y: y @ x, x)
+
+    def backward(kept, gradient):
+        x, turns = kept
+        with about(3):
+            return lax.fori_loop(0, turns, lambda _, y: y @ gradient, x), None
+
+    power.defvjp(lambda x, turns: (power(x, turns), (x, turns)), backward)
+    both = jax.value_and_grad(lambda x, turns: power(x, turns).sum())
+    flops = count_flops(both, spec(6, 6), jax.ShapeDtypeStruct((), jnp.int32))
+    assert flops.total == (5 + 3) * 2 * 6**3 and flops.unknown_loops == 0
 
 
 def test_conditional_counts_its_most_expensive_branch():

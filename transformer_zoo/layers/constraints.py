@@ -28,6 +28,15 @@ def constrain_tokens(x: Float[Array, "batch tokens width"]) -> Float[Array, "bat
     return constrain_batch(x) if parts == 1 else _constrain(x, SEQUENCE_AXIS, None)
 
 
+def gather_rows(table: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
+    """A table of embeddings whose rows are whole where they are, gathered once for a loop that reads them often."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return table
+    rows = "tensor" if "tensor" in mesh.axis_names else None
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(rows, None))
+
+
 def constrain_experts(
     x: Float[Array, "experts batch places width"], moved: bool
 ) -> Float[Array, "experts batch places width"]:

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from jax.interpreters import partial_eval
 
+from transformer_zoo.layers.loops import expected_turns
+
 # Kernels whose work no jaxpr of ours shows; they are named in `Flops.opaque` and counted as nothing.
 _OPAQUE = ("pallas_call", "ffi_call", "triton_kernel_call", "dot_product_attention", "scaled_matmul", "cudnn_fusion")
 
@@ -28,7 +30,7 @@ class Flops:
 
     Attributes:
         by_primitive: FLOPs by primitive: dot_general, conv_general_dilated, ragged_dot_general.
-        unknown_loops: loops that contain FLOPs and whose number of turns is not known; each was counted as one turn.
+        unknown_loops: loops that contain FLOPs and whose number of turns nobody knows; each was counted as one turn.
         opaque: names of fused kernels that were met and counted as nothing; count a plain implementation instead.
     """
 
@@ -55,8 +57,8 @@ class Flops:
 def count_flops(function: Callable[..., Any], *abstract_args: Any) -> Flops:
     """FLOPs of one call, from arrays or ShapeDtypeStructs; nothing is compiled or run.
 
-    A scan counts its body times its length, a conditional its most expensive branch, and under `shard_map` the sum over
-    the devices of its mesh.
+    A scan counts its body times its length, a loop times the turns that `layers.loops.about` noted, a conditional its
+    most expensive branch, and under `shard_map` the sum over the devices of its mesh.
     """
     jaxpr = jax.make_jaxpr(function)(*abstract_args).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -82,9 +84,10 @@ def _count(jaxpr: Any) -> Flops:
             inner = [_count(sub) for sub in _inner_jaxprs(equation)]
             if name == "cond" and inner:
                 inner = [max(inner, key=lambda branch: branch.total)]
-            elif name == "while":
-                unknown_loops += any(part.total for part in inner)
             times = _repeats(equation)
+            if name == "while" and not times:
+                times = 1
+                unknown_loops += any(part.total for part in inner)
             for part in inner:
                 by_primitive.update({key: times * count for key, count in part.by_primitive.items()})
                 unknown_loops += part.unknown_loops
@@ -101,6 +104,8 @@ def _inner_jaxprs(equation: Any) -> list[Any]:
 def _repeats(equation: Any) -> int:
     if equation.primitive.name == "scan":
         return equation.params["length"]
+    if equation.primitive.name == "while":
+        return expected_turns(str(equation.source_info.name_stack))
     if equation.primitive.name == "shard_map":  # its body has the shapes of one device
         return math.prod(equation.params["mesh"].shape[axis] for axis in equation.params["newly_manual_axes"])
     return 1

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+from transformer_zoo.layers.loops import expected_turns
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -169,7 +171,7 @@ def _called(instruction: Instruction) -> Iterator[str]:
 
 
 def _turns(condition: Computation, rest: str) -> int:
-    """Turns of a loop: as the compiler notes them, or the one whole number that ends it; 0 if unknown."""
+    """Turns of a loop: as the compiler notes them, the one number that ends it, or what `about` noted; 0 if unknown."""
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', rest)
     if noted:
         return int(noted.group(1))
@@ -179,7 +181,8 @@ def _turns(condition: Computation, rest: str) -> int:
         if instruction.operation == "constant" and re.fullmatch(r"\d+", instruction.arguments)
         if re.match(r"[su]\d+\[\]", instruction.result)
     ]
-    return limits[0] if len(limits) == 1 else 0
+    name = re.search(r'op_name="([^"]*)"', rest)
+    return limits[0] if len(limits) == 1 else expected_turns(name.group(1) if name else "")
 
 
 def _collective_kind(instruction: Instruction, computation: str) -> str:
