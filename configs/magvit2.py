@@ -3,8 +3,11 @@
     python train.py --config=configs/magvit2.py
 
 Shows originals above their reconstructions in samples/, what a checker reads from either, and how the 1024 codes are
-used. `tiny_digits` does the same on real handwritten digits that move, which a classifier reads; `tiny_images` on
-pictures, without time.
+used. 700 steps of 0.4 seconds on one core; it came to 21.1 dB on objects, colours and the way they go read at 0.99, a
+perplexity of 237 and 0.91 of the codes in use, shapes still blunt (0.24). Entropy weighs a fifth of the paper's, with
+whose weight all codes are in use (perplexity 683) but objects come to 19.5 dB and the way to 0.87.
+`tiny_digits` does the same on real handwritten digits that move, which a classifier reads; `tiny_images` on pictures,
+without time and with the paper's weight, in a minute and a half: 16.8 dB, colours at 0.63, 0.99 of the codes in use.
 
 `video`: 17 frames of 128 pixels on a folder of clips of your own (--config.data.source=folder:/path/to/clips). `image`:
 ImageNet-1k at 256 pixels. Losses and weights are Open-MAGVIT2's but for the perceptual one, which compares features of
@@ -27,7 +30,7 @@ def get_config(variant="tiny"):
     if variant == "tiny_images":
         recipes.tokenizer_scenes(config, low=-1.0)
         tiny(config, channels=3)
-        config.model.update({"num_frames": 0, "temporal_downsample": (), "norm": "group"})
+        config.model.update({"num_frames": 0, "temporal_downsample": (), "norm": "group", "entropy_weight": 0.1})
         config.total_steps = 400
         return config
     if variant == "video":
@@ -52,6 +55,7 @@ def tiny(config, channels):
         temporal_downsample=(True,),
         num_blocks=1,
         bits=10,
+        entropy_weight=0.02,
         norm="frame_group",
     )
     recipes.tokenizer_steps(config, 700, 3e-3)
