@@ -95,6 +95,14 @@ def test_a_program_of_a_tpu_is_read_with_its_loops():
     assert found.memory == 12 * (9 + 2 * 32 + 404 + 404) + 256 + 32
 
 
+def test_loops_that_end_by_a_value_turn_as_often_as_their_writer_noted():
+    dynamic = PROGRAM.replace("constant(12)", "parameter(1)")
+    assert traffic(dynamic).unknown_loops == 1
+    noted = dynamic.replace("body=%body", 'body=%body, metadata={op_name="jit(step)/about_7_turns/while"}')
+    found = traffic(noted)
+    assert found.unknown_loops == 0 and {one.times for one in found.collectives} == {7, 1}
+
+
 @pytest.mark.devices(8)
 def test_a_program_compiled_here_sends_what_its_sums_say():
     mesh = sharding.make_mesh({"data": -1})
