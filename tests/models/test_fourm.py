@@ -1,5 +1,6 @@
 """4M: what its sheet states in numbers, masks, generation and the task; golden files cover the network itself."""
 
+import dataclasses
 import re
 
 import jax
@@ -61,6 +62,17 @@ def batch_of(task, count=4):
         if leaf.dtype == jnp.int32:
             fields[name] = rng.integers(25, 35, leaf.shape) if "ids" not in name else rng.integers(0, 11, leaf.shape)
     return {name: jnp.asarray(values) for name, values in fields.items()}
+
+
+def test_ids_modalities_and_masks_start_as_large_as_they_are_told():
+    learned = {**MODALITIES["ids"], "grid": (8, 8), "positions": "learned"}
+    task = task_of({"words": WORDS, "learned": learned})
+    task = dataclasses.replace(task, network=task.network.clone(width=192, embedding_deviation=1.0))
+    params = jax.jit(lambda key: task.init(key).params)(jax.random.key(0))["model"]
+    seen, asked = params["input_embedding_learned"], params["output_embedding_learned"]
+    tables = [params["input_embedding_words"]["embedding"], seen["embedding"], seen["positions"], asked["positions"]]
+    for table in (*tables, params["mask_token"], params["modality_embedding_words"]):
+        assert 0.8 < table.std() < 1.2
 
 
 @pytest.mark.parametrize("size", [size for size, entry in zoo.sizes("fourm").items() if "network" not in entry])

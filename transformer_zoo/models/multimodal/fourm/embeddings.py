@@ -51,11 +51,13 @@ class InputEmbedding(nn.Module):
     Attributes:
         modality: which.
         model_width: channels of the transformer.
+        deviation: with which embeddings of ids and learned positions start.
         dtype: of the computation.
     """
 
     modality: Modality
     model_width: int
+    deviation: float = 0.02
     dtype: Any = None
 
     @nn.compact
@@ -72,7 +74,7 @@ class InputEmbedding(nn.Module):
             values = dense(modality.bottleneck, "bottleneck")(tokens.values) if modality.bottleneck else tokens.values
             x = dense(width, "projection")(values)
         else:
-            table = self.param("embedding", nn.initializers.normal(0.02), (modality.vocabulary, width))
+            table = self.param("embedding", nn.initializers.normal(self.deviation), (modality.vocabulary, width))
             x = table[tokens.values]
         return x, positions(self, modality, width, tokens.inputs, modality.max_positions)
 
@@ -84,23 +86,26 @@ class OutputEmbedding(nn.Module):
         modality: which.
         model_width: channels of the transformer.
         tied: whether logits are products with the table of token embeddings.
+        deviation: with which embeddings of ids, if not tied, and learned positions start.
         dtype: of the computation.
     """
 
     modality: Modality
     model_width: int
     tied: bool = True
+    deviation: float = 0.02
     dtype: Any = None
 
     def setup(self) -> None:
         shape, xavier = (self.modality.vocabulary, self.model_width), nn.initializers.xavier_uniform()
+        normal = nn.initializers.normal(self.deviation)
         if self.tied or self.modality.kind == "sequence":  # nobody reads the embeddings of what is all masked
-            self.embedding = self.param("embedding", xavier if self.tied else nn.initializers.normal(0.02), shape)
+            self.embedding = self.param("embedding", xavier if self.tied else normal, shape)
         if not self.tied:
             self.logits_kernel = self.param("logits", xavier, shape[::-1])
         if self.modality.positions == "learned":
             table = (self.modality.places, self.model_width)
-            self.position_table = self.param("positions", nn.initializers.normal(0.02), table)
+            self.position_table = self.param("positions", normal, table)
 
     def embed(
         self, tokens: Tokens, mask_token: Float[Array, "width"]
@@ -125,13 +130,13 @@ class OutputEmbedding(nn.Module):
 
 
 def positions(
-    module: nn.Module, modality: Modality, width: int, visible: Places, limit: int
+    module: InputEmbedding, modality: Modality, width: int, visible: Places, limit: int
 ) -> Float[Array, "#batch places width"]:
     """Where a modality's places are; a learned table belongs to `module`."""
     if modality.kind in ("sequence", "embeddings"):
         return counted_positions(visible, sincos_1d(np.arange(modality.max_positions), width), limit)
     if modality.positions == "learned":
-        return module.param("positions", nn.initializers.normal(0.02), (modality.places, width))[None]
+        return module.param("positions", nn.initializers.normal(module.deviation), (modality.places, width))[None]
     return grid_table(modality.grid, width)[None]
 
 

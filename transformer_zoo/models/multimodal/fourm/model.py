@@ -64,6 +64,8 @@ class FourM(nn.Module):
         num_registers: learned tokens in front of the encoder's.
         drop_path_rate, decoder_drop_path_rate: of the last block of encoder and decoder.
         norm_epsilon: of the LayerNorms.
+        embedding_deviation: with which the embeddings of ids and modalities, learned positions and the mask token
+            start. Positions on a grid have one of 0.7, so that few steps suffice where it is 1.
         attention, remat, unroll: see `Block` and `scan_blocks`.
         dtype: of the computation; parameters stay float32.
     """
@@ -83,14 +85,15 @@ class FourM(nn.Module):
     drop_path_rate: float = 0.0
     decoder_drop_path_rate: float = 0.0
     norm_epsilon: float = 1e-6
+    embedding_deviation: float = 0.02
     attention: str = "auto"
     remat: str = "none"
     unroll: int = 1
     dtype: Any = None
 
     def setup(self) -> None:
-        shared = dict(model_width=self.width, dtype=self.dtype)
-        normal = nn.initializers.normal(0.02)
+        shared = dict(model_width=self.width, deviation=self.embedding_deviation, dtype=self.dtype)
+        normal = nn.initializers.normal(self.embedding_deviation)
         self.input_embeddings = {
             name: InputEmbedding(modality, name=f"input_embedding_{name}", **shared)
             for name, modality in self.inputs.items()
