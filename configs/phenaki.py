@@ -7,8 +7,8 @@ from them beside what it reads from the tokenizer's reconstructions and what oth
 on from its last five frames with the caption of the opposite way. 27 minutes on one core behind the tokenizer; 128
 samples came to the right colour in all (other captions 0.16), the way in 0.82 (reconstructions 0.98, by chance 0.16),
 the size in 0.49 (0.68, 0.29), one coherent object in all frames in 0.59 (0.67); where a story turns, the new way was
-seen in 0.59, the old one never. Half as many steps came to the way in 0.55, a guidance of 1.3 to 0.80, and at a choice
-temperature of 2 to 0.70.
+seen in 0.59, the old one never. At a guidance of 1.3 the way was right in 0.80, there with a choice temperature of 2 in
+0.70, and so after half of the steps in 0.55.
 
 `small`: the same for 80,000 clips in place of 48,000, 57 minutes on one core. At a guidance of 1.3 and a choice
 temperature of 2 it came to the right colour in 0.94 (other captions 0.17), the way in 0.88 (0.17), the right size in
