@@ -7,9 +7,11 @@ was given beside the tokenizer's and that of the filled-in clip. 500 seconds on 
 predicted from two came to an error of 0.009 (0.016 where the last given one is repeated, 0.005 of the tokenizer); seen
 in the pictures, objects go on for some frames and then fade, and from a class alone most clips lose theirs.
 `fixed_tiny` is the same with fixed conditions in place of COMMIT, `prefix_tiny` with conditions in front of the
-sequence; `prediction_tiny` trains one task alone. `digits_tiny` makes clips of a real handwritten digit that moves,
-from the digit and from first frames; after 1,000 steps, 480 seconds on one core, and after twice as many, strokes move
-together but are not the digit asked for (0.07, by chance 0.09, reconstructions 0.86).
+sequence; `prediction_tiny` trains one task alone.
+
+`digits_tiny` makes clips of a real handwritten digit that moves from the digit alone: 29 minutes on one core behind the
+tokenizer. A classifier sees the digit asked for in 0.45 (by chance 0.09, in reconstructions 0.87), in 0.31 without
+guidance; after half of the steps, at a guidance of 3 and a choice temperature of 2, in 0.13, at the end in 0.35.
 
 `Ti`, `S`, `B`, `L`, `H`: the paper's sizes for UCF-101's classes, on a folder of clips of your own; `B_multi`,
 `L_multi`: eight tasks without classes, as for BAIR.
@@ -97,7 +99,11 @@ def digits_tiny(config):
     recipes.moving_digits(config, 8)
     recipes.frozen_tokenizer(config, "configs/magvit.py:tokenizer_tiny_digits")
     config.evaluators = {"samples": {"name": "digit_samples", "scale": 2}}
-    return few_blocks(config, ("full_generation", "frame_prediction"), num_classes=10)
+    few_blocks(config, ("full_generation",), num_classes=10)
+    config.task.condition_drop_rate = 0.1
+    config.sampling = {"steps": 12, "guidance_scale": 2.0, "choice_temperature": 4.0}
+    config.total_steps, config.eval.every_steps = 4000, 1000
+    return config
 
 
 def few_blocks(config, tasks, num_classes, condition_mode="commit"):

@@ -28,6 +28,11 @@ not learn to put one object together from so many. `tokenizer_tiny_digits` does 
 move, which a classifier reads, with 256 codes: at 0.74 (the originals at 0.91), 20.1 dB.
 `tokenizer_tiny_frames` makes tokens of every frame alone, with as many blocks: what C-ViViT is compared with.
 
+`tokenizer_small` is C-ViViT on full scenes with 1,024 codes: up to three objects and a player, cameras that move,
+ground, sky and snow that change. 4,000 steps of 0.26 seconds on one core; it came to 21.6 dB on objects, colours read
+at 0.97 (the originals at 0.98), the way objects go at 0.81 (0.85), sizes at 0.79 (0.91), shapes at 0.41 (0.95), events
+at 0.68, and a perplexity of 424. Objects, player and cameras are seen to move; snow is lost and edges are frayed.
+
 `tokenizer`, `tokenizer_BAIR`, `tokenizer_K600`: the paper's sizes, on a folder of clips of your own
 (--config.data.source=folder:/path/to/clips). They compare features of the network that `configs/vit.py:B16` trains,
 frame by frame, which therefore has to be trained first. `tokenizer_i3d` adds the paper's loss on features of whole
@@ -59,11 +64,14 @@ def get_config(variant="tiny"):
         tokenizer_tiny(config, channels=1)
         config.model.num_codes = 256
         return config
+    if variant == "tokenizer_small":
+        return tokenizer_small(config)
     if variant in zoo.sizes("phenaki"):
         return tokenizer(config, variant)
     if variant == "tokenizer_i3d":
         return tokenizer(config, "tokenizer", video_perceptual="weights/i3d")
-    more = ["small", "tokenizer_i3d", "tokenizer_tiny", "tokenizer_tiny_digits", "tokenizer_tiny_frames"]
+    more = ["small", "tokenizer_i3d", "tokenizer_small"]
+    more += ["tokenizer_tiny", "tokenizer_tiny_digits", "tokenizer_tiny_frames"]
     raise ValueError(f"no variant {variant!r}; there are: {', '.join(['tiny', *zoo.sizes('phenaki'), *more])}")
 
 
@@ -136,6 +144,15 @@ def tokenizer_tiny(config, channels):
         unroll=4,
     )
     recipes.tokenizer_steps(config, 400, 2e-3, warmup_steps=50)
+    return config
+
+
+def tokenizer_small(config):
+    recipes.tokenizer_scenes(config, 9, object_weight=8.0)
+    config.data.options.update({"difficulty": "full", "fields": ("video", "program", "cam")})
+    tokenizer_tiny(config, channels=3)
+    config.model.update({"latent_width": 16, "num_codes": 1024})
+    config.total_steps, config.eval.every_steps = 4000, 1000
     return config
 
 
