@@ -167,8 +167,7 @@ def tokenizer_tiny(config, channels):
 
 
 def tokenizer_small(config):
-    recipes.tokenizer_scenes(config, 8)
-    config.data.options.update({"difficulty": "full", "fields": ("video", "program", "cam")})
+    recipes.tokenizer_scenes(config, 8, difficulty="full")
     tokenizer_tiny(config, channels=3)
     config.model.update({"width": 32, "levels": (8, 5, 5, 5)})
     config.total_steps, config.eval.every_steps = 3000, 1000

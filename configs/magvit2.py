@@ -72,8 +72,7 @@ def tiny(config, channels):
 
 
 def small(config):
-    recipes.tokenizer_scenes(config, 9, low=-1.0, object_weight=8.0)
-    config.data.options.update({"difficulty": "full", "fields": ("video", "program", "cam")})
+    recipes.tokenizer_scenes(config, 9, low=-1.0, object_weight=8.0, difficulty="full")
     tiny(config, channels=3)
     config.model.update({"width": 32, "bits": 12})
     config.total_steps, config.eval.every_steps = 3000, 1000

@@ -148,8 +148,7 @@ def tokenizer_tiny(config, channels):
 
 
 def tokenizer_small(config):
-    recipes.tokenizer_scenes(config, 9, object_weight=8.0)
-    config.data.options.update({"difficulty": "full", "fields": ("video", "program", "cam")})
+    recipes.tokenizer_scenes(config, 9, object_weight=8.0, difficulty="full")
     tokenizer_tiny(config, channels=3)
     config.model.update({"latent_width": 16, "num_codes": 1024})
     config.total_steps, config.eval.every_steps = 4000, 1000

@@ -27,13 +27,16 @@ def easy_scenes(config: Any, label: str, total_steps: int = 500) -> None:
     few_steps(config, total_steps, batch_size=64)
 
 
-def tokenizer_scenes(config: Any, frames: int = 0, *, low: float = 0.0, object_weight: float = 4.0) -> None:
-    """Easy scenes of 32 x 32 pixels for a tokenizer: stills, or clips of so many `frames` (8, 9, 16, 17).
+def tokenizer_scenes(
+    config: Any, frames: int = 0, *, low: float = 0.0, object_weight: float = 4.0, difficulty: str = "easy"
+) -> None:
+    """Scenes of 32 x 32 pixels for a tokenizer: stills, or clips of so many `frames` (8, 9, 16, 17).
 
-    The checker reads them; pixels lie in [low, 1].
+    The checker reads them; pixels lie in [low, 1]. Cameras move where `difficulty` is 'full'.
     """
     field = "video" if frames else "image"
-    options = {"side": 32, "difficulty": "easy", "fields": (field, "program")}
+    fields = (field, "program") if difficulty == "easy" else (field, "program", "cam")
+    options = {"side": 32, "difficulty": difficulty, "fields": fields}
     config.data.update({"source": f"scenes:{'clip' if frames else 'still'}"})
     config.data.options = options | ({"frames": frames} if frames else {})
     config.data.transforms = (("scale", {"low": low, "high": 1.0}),)
