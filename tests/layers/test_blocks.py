@@ -1,10 +1,12 @@
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer_zoo.layers.blocks import Block, drop_path_rates, scan_blocks
+from transformer_zoo.layers.blocks import Block, drop_path_rates, scan_blocks, summed_once
 from transformer_zoo.layers.norms import DropPath
 from transformer_zoo.training.flops import count_flops
 
@@ -77,6 +79,32 @@ def test_unrolling_changes_no_number_also_with_dropout_and_drop_path(scanned, un
 def test_unrolling_leaves_no_loop(scanned, unrolled):
     assert scanned.as_text().count(" while(") == 2  # forward and backward
     assert unrolled.as_text().count(" while(") == 0
+
+
+def test_in_a_plain_loop_no_block_sums_up_the_gradients_of_all_behind_it():
+    def most_read(depth):
+        """Arrays that the one that reads most of all fusions of the shape of x reads."""
+        stack = Stack(Block(2, mlp_ratio=2.0), depth, unroll=depth)
+        params = jax.eval_shape(stack.init, KEYS, X)["params"]
+        gradient = jax.grad(lambda params, x: (stack.apply({"params": params}, x)[0] ** 2).sum(), argnums=(0, 1))
+        text = jax.jit(gradient).lower(params, X).compile().as_text()
+        shape = re.escape(f"f32[{BATCH},{TOKENS},{WIDTH}]")
+        return max(read.count("%") for read in re.findall(rf" = {shape}\S* fusion\((.*?)\)", text))
+
+    assert most_read(5) == most_read(3)
+
+
+def test_what_is_summed_once_keeps_its_gradients_of_every_order_and_the_type_of_its_numbers():
+    x = jnp.asarray([-2.0, 0.5, 3.0])
+    gradient, curvature = (
+        jax.grad(lambda x: (summed_once(x) ** 3).sum()),
+        jax.hessian(lambda x: (summed_once(x) ** 3).sum()),
+    )
+    assert np.allclose(gradient(x), 3 * x**2)
+    assert np.allclose(curvature(x), np.diag(6 * x))
+    assert np.array_equal(jax.jvp(summed_once, (x,), (2 * x,))[1], 2 * x)
+    for numbers in (x.astype(jnp.bfloat16), jnp.arange(3)):
+        assert summed_once(numbers).dtype == numbers.dtype and np.array_equal(summed_once(numbers), numbers)
 
 
 def test_dropout_follows_its_key(scanned):

@@ -13,7 +13,9 @@ from transformer_zoo.layers import attention_kernels as kernels
 from transformer_zoo.layers.attention_kernels import Shaped, Window
 from transformer_zoo.layers.attention_ring import ring
 from transformer_zoo.layers.constraints import SEQUENCE_AXIS, sequence_parts
+from transformer_zoo.layers.devices import current_device
 from transformer_zoo.layers.norms import layer_norm
+from transformer_zoo.layers.products import multiply
 from transformer_zoo.layers.rope import Rope, apply_rope
 
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "pallas", "ring")
@@ -78,14 +80,6 @@ def choose_implementation(
     if refusals[kernel]:
         return "chunked", f"{logits} are many and {kernel} cannot: {refusals[kernel]}"
     return kernel, f"{logits} are many on {platform}"
-
-
-def current_device() -> tuple[str, float]:
-    """Platform and compute capability of the device that the code is traced for: the mesh's, else the first one."""
-    device = jax.local_devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))
-    planned = jax.sharding.get_abstract_mesh().abstract_device
-    return (planned or device).platform, float(capability) if capability.replace(".", "", 1).isdigit() else 0.0
 
 
 @functools.cache
@@ -218,7 +212,7 @@ class HeadProjection(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         # A product a part: the backward pass of one product for all is slower, and one with heads and parts in a single
         # axis cannot be split over heads.
-        y = tuple(jnp.einsum("bnd,dhk->bnhk", x, kernel[:, part]) for part in range(self.parts))
+        y = tuple(multiply(x, kernel[:, part], (((2,), (0,)), ((), ()))) for part in range(self.parts))
         return y if bias is None else tuple(part + bias[number] for number, part in enumerate(y))
 
 
@@ -342,6 +336,7 @@ class Attention(nn.Module):
             use_bias=self.out_bias,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
+            dot_general=multiply,
             name="out",
         )(y)
         return y if cache is None else (y, cache)

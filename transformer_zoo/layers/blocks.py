@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from transformer_zoo.layers.attention import Attention, HeadProjection, KVCache
 from transformer_zoo.layers.constraints import constrain_tokens
+from transformer_zoo.layers.devices import current_device
 from transformer_zoo.layers.mlp import Mlp
 from transformer_zoo.layers.norms import DropPath, LayerScale, layer_norm
 
@@ -81,9 +82,26 @@ def scan_blocks(
         return jax.lax.scan(apply, x, (params, keys, scanned), unroll=unroll)
     outputs = []
     for one in unstacked((params, keys, scanned), depth):
-        x, y = apply(x, one)
+        x, y = apply(jax.tree.map(summed_once, x), one)
         outputs.append(y)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+@jax.custom_jvp
+def summed_once(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
+    """X, with a gradient that XLA's CPU compiler sums up once.
+
+    It repeats cheap sums in each of their readers, so that in a plain loop every block would sum up the gradients of
+    all blocks behind it. A division is not cheap to it, and this one, by 1, it cannot foresee.
+    """
+    return x
+
+
+@summed_once.defjvp
+def _summed_once(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x, tangent / (1 + 0 * x) if floating and current_device()[0] == "cpu" else tangent
 
 
 def unstacked(tree: Any, depth: int) -> list[Any]:

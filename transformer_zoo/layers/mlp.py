@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from transformer_zoo.layers.products import multiply
+
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """X * Phi(x) by erf, as torch computes it; jax.nn.gelu takes erfc, which costs a CPU twice the MLP's time."""
@@ -57,6 +59,7 @@ class Mlp(nn.Module):
                 use_bias=self.use_bias,
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=self.dtype,
+                dot_general=multiply,
                 name=name,
             )
 
