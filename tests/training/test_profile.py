@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -55,21 +56,22 @@ def test_moments_count_once_however_many_threads_share_them():
 
 @dataclasses.dataclass(frozen=True)
 class Slow(toys.Regression):
-    """Steps that take some milliseconds, so that batches can be made meanwhile."""
+    """Steps that take some dozens of milliseconds, so that batches can be made meanwhile."""
 
     def loss(self, variables, batch, ctx):
         value, aux = super().loss(variables, batch, ctx)
-        busy = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), jnp.full((256, 256), value * 1e-9))
+        busy = jax.lax.fori_loop(0, 10, lambda _, x: jnp.tanh(x @ x), jnp.full((256, 256), value * 1e-9))
         return value + 0 * busy.sum(), aux
 
 
 class Records:
-    """Rows of random numbers."""
+    """Rows of random numbers, for which one waits longer than it takes to start a step."""
 
     def __len__(self):
         return 64
 
     def read(self, indices, seeds):
+        time.sleep(0.01)
         return toys.toy_batch(0, len(indices))
 
 
